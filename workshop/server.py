@@ -1,0 +1,212 @@
+"""Run a FastAPI app from a notebook cell as a process of its own, and tell its addresses.
+
+The other process sees no variable of the notebook: it gets the text of the app's cell and runs that. So it
+answers while the notebook computes, is spared by the interrupt button, and ends when the kernel is gone.
+"""
+import atexit
+import builtins
+import dis
+import html
+import importlib.util
+import json
+import linecache
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from workshop import ROOT
+
+PATIENCE = 30  # seconds that an app may take until it answers
+ALONE = "The server is another process: it sees only the text of this cell, so"
+_running = {}  # the server launched last under each name
+atexit.register(lambda: [server.stop() for server in _running.values()])
+
+
+class ServerError(RuntimeError):
+    """An app could not be launched; the message says why, with the app's own last lines."""
+
+    def _render_traceback_(self):  # what IPython shows: our own frames would not help a learner
+        return [f"ServerError: {self}"]
+
+
+def launch(app, name="app"):
+    """Run `app` in another process, wait until it answers, show its addresses and return its `Server`.
+
+    The server launched before under this `name` is stopped and its port used again; the first takes port 8000;
+    where that is taken, any free port. The app must stand as a whole in one cell or module file. Raises
+    ServerError if it does not, or if it is not ready within 30 seconds.
+    """
+    if getattr(sys.modules["__main__"], "__file__", None) == __file__:  # or children would launch children
+        raise ServerError("launch() belongs in another cell than the app: the server runs the app's cell whole.")
+    if not hasattr(app, "openapi_url"):
+        raise ServerError(f"launch() takes a FastAPI app, as in launch(app), not {app!r:.80}.")
+    old = _running.get(name)
+    if old:
+        old.stop()
+    server = _running[name] = Server(name, app.docs_url or "", _file_of(app), old.port if old else 8000)
+    if old and server.port != old.port:
+        print(f"Port {old.port} was taken by another program meanwhile: {name} has port {server.port} now.")
+    from IPython.display import display
+
+    display(server)
+    return server
+
+
+def _file_of(app):
+    """Return the file, or IPython's name of the cell, in which all endpoints of the app stand."""
+    endpoints = {route.path: route.endpoint for route in app.routes if hasattr(route, "endpoint")}
+    files = {endpoint.__code__.co_filename: path for path, endpoint in endpoints.items()
+             if not endpoint.__module__.startswith(("fastapi.", "starlette."))}
+    if len(files) > 1:
+        first, second, *_ = files.values()
+        raise ServerError(f"{first} and {second} stand in two cells. {ALONE} the app's cell must hold the whole app.")
+    if not files:
+        raise ServerError("The app has no endpoint: write one in the cell that makes the app.")
+    return next(iter(files))
+
+
+class Server:
+    """A launched app: `url` for programs on this machine, `public_url` for your browser, `port`, `pid`."""
+
+    url = property(lambda self: f"http://127.0.0.1:{self.port}")
+    public_url = property(lambda self: public_address(self.port))
+    running = property(lambda self: self._process.poll() is None)
+
+    def __init__(self, name, docs, file, port):
+        self.name, self._docs, self._text = name, docs, ""
+        self._folder, self._file, self._label = Path(tempfile.mkdtemp()), file, os.path.basename(file)
+        if not os.path.exists(file):  # a cell: IPython keeps its text where tracebacks look it up
+            self._file, self._label = str(self._folder / "app_cell.py"), "the app's cell"
+            Path(self._file).write_text("".join(linecache.getlines(file)), encoding="utf-8")
+        path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+        plain = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHON_COLORS": "0"}
+        task = json.dumps([str(self._folder), os.getpid(), port, self._file])
+        with open(self._folder / "log", "wb") as log:  # not a pipe: it would fill up and block the server
+            self._process = subprocess.Popen(  # out of reach of the interrupt button: a session of its own
+                [sys.executable, "-m", "workshop.server", task], env=os.environ | plain, stdout=log,
+                stderr=subprocess.STDOUT, stdin=subprocess.PIPE, start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))  # the same on Windows
+        try:
+            self.port, self.pid = self._ready(time.monotonic() + PATIENCE)
+        except BaseException:  # the interrupt button too
+            self.stop()
+            raise
+
+    def _ready(self, deadline):
+        report = self._folder / "ready.json"
+        while not report.exists():
+            if not self.running or time.monotonic() > deadline:
+                what = f"was not ready after {PATIENCE} seconds" if self.running else "did not start"
+                last = self.log(60).rpartition("Traceback (most recent call last):\n")[2] + "\n"
+                own = re.sub(r'(?m)^(  File ".*\n(    .*\n)*|[A-Z]+: {4}.*\n)', "", last)  # our frames out
+                hint = f"{ALONE} import and define there all it needs." * ("NameError: " in own)
+                raise ServerError(f"The app {what}. Its last lines:\n{own}{hint}".rstrip())
+            time.sleep(0.02)
+        return json.loads(report.read_text())
+
+    def stop(self):
+        """End the process (kill it if that takes 5 seconds), which frees its port; twice does no harm."""
+        self._process.terminate()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.log()  # keeps the text
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def log(self, last=20):
+        """Return the last lines of what the server printed, as text; every request is one line."""
+        if self._folder.exists():
+            text = (self._folder / "log").read_text(encoding="utf-8", errors="replace")
+            self._text = text.replace(f'File "{self._file}", line', f"{self._label}, line")
+        return "\n".join(self._text.splitlines()[-last:])
+
+    def docs(self, height=500):
+        """Return the app's interactive documentation to show under the cell, `height` pixels high."""
+        from IPython.display import HTML  # not IFrame, whose text form holds a memory address
+
+        return HTML(f'<div><iframe src="{html.escape(self.public_url + self._docs)}" width="100%" '
+                    f'height="{height}" title="API documentation" style="border: thin solid"></iframe></div>')
+
+    def __repr__(self):
+        return f"{self.name} is stopped." if not self.running else (
+            f"{self.name} runs. For programs on this machine: {self.url}\n"
+            f"Its docs, for your browser: {self.public_url}{self._docs}")
+
+    def _repr_html_(self):
+        return re.sub(r"\n(.*: )(.*)", r'<br>\1<a href="\2" target="_blank">\2</a>', html.escape(repr(self)))
+
+
+def public_address(port):
+    """Return the address of this machine's `port` in the participant's browser, without a slash at its end."""
+    try:
+        from google.colab.output import eval_js
+
+        return eval_js(f"google.colab.kernel.proxyPort({port})").rstrip("/")
+    except ImportError:
+        from jupyter_core.paths import jupyter_runtime_dir
+    env = os.environ
+    # A Jupyter server keeps a file of this name, and tells its kernels its pid.
+    jupyter = Path(jupyter_runtime_dir(), f"jpserver-{env.get('JPY_PARENT_PID')}.json")
+    base = json.loads(jupyter.read_text())["base_url"] if jupyter.exists() else None
+    if base := base or env.get("JUPYTERHUB_SERVICE_PREFIX"):
+        return f"{base.rstrip('/')}/proxy/{port}"  # made by jupyter-server-proxy
+    space, domain = env.get("CODESPACE_NAME"), env.get("GITHUB_CODESPACES_PORT_FORWARDING_DOMAIN")
+    address = f"https://{space}-{port}.{domain}" if space and domain else env.get("VSCODE_PROXY_URI")
+    return (address or f"http://127.0.0.1:{port}").replace("{{port}}", str(port)).rstrip("/")
+
+
+def _main(folder, parent, port, file):
+    """The child: load the app, take a port, report it once ready, and serve until the parent is gone."""
+    threading.Thread(target=_watch, args=(folder, parent), daemon=True).start()
+    import uvicorn
+    from fastapi import FastAPI
+
+    from workshop.api import ForwardedPrefix, offline_docs
+
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for value in list(vars(module).values()):  # what a function lacks is said now, not when a request comes
+        if getattr(getattr(value, "__code__", None), "co_filename", None) == file:
+            names = {step.argval for step in dis.get_instructions(value) if step.opname == "LOAD_GLOBAL"}
+            for name in sorted(names - set(vars(module)) - set(dir(builtins))):
+                raise NameError(f"name {name!r} is not defined (in the function {value.__name__})")
+    *_, app = [None, *(value for value in vars(module).values() if isinstance(value, FastAPI))]
+    if app is None:
+        sys.exit("There is no FastAPI app where its first endpoint stands: keep them together.")
+    try:
+        listener = socket.create_server(("127.0.0.1", port))
+    except OSError:  # it is taken
+        listener = socket.create_server(("127.0.0.1", 0))
+    # Only where the socket says TCP does asyncio set TCP_NODELAY; without it an answer waits for 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=listener.detach())
+
+    class Reporting(uvicorn.Server):
+        async def startup(self, sockets=None):
+            await super().startup(sockets)
+            Path(folder, "half").write_text(json.dumps([listener.getsockname()[1], os.getpid()]))
+            os.replace(Path(folder, "half"), Path(folder, "ready.json"))  # nobody sees it half-written
+
+    config = uvicorn.Config(ForwardedPrefix(offline_docs(app)), use_colors=False, timeout_graceful_shutdown=2)
+    Reporting(config).run([listener])
+
+
+def _watch(folder, parent):
+    """End with the parent. On Windows the end of stdin tells; elsewhere a fork could hold that open."""
+    while os.getppid() == parent if os.name == "posix" else os.read(0, 1):
+        time.sleep(0.5)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _main(*json.loads(sys.argv[1]))
