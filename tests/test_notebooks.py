@@ -162,3 +162,18 @@ def test_what_notebook_02_builds_is_what_the_package_builds():
     examples = storms.build_examples(storms.load_storms())
     assert space["examples"].equals(examples)
     assert space["X"].equals(model.features(examples))
+
+
+@pytest.mark.parametrize("page", [Path(ROOT, "README.md"), NOTEBOOKS[0]], ids=lambda page: page.name)
+def test_the_minutes_in_a_table_of_notebooks_are_those_of_the_notebooks(page):
+    text = page.read_text("utf-8") if page.suffix == ".md" else "\n".join(c.source for c in cells(page, "markdown"))
+    for path in NOTEBOOKS[page.suffix == ".ipynb":]:
+        minutes = re.search(r"\*\*(\d+) minutes\.\*\*", cells(path, "markdown")[0].source)[1]
+        assert re.search(rf"{path.name}\) (\| {minutes} \||\({minutes} min\))", text), path.name
+
+
+def test_the_readme_fits_on_two_screens_and_its_places_exist():
+    readme = Path(ROOT, "README.md").read_text("utf-8")
+    assert len(readme.splitlines()) <= 80 and readme.index("python3 -m workshop test") < 1500
+    for place in re.findall(r"\]\((?!https?://)([^)#]+)\)|^\| `([\w./]+)`", readme, re.M):
+        assert Path(ROOT, "".join(place)).exists(), place

@@ -14,11 +14,11 @@ import subprocess
 from pathlib import Path
 from workshop import ROOT
 
-VERBS = {"setup": "make or repair the environment and the course's kernel (every verb does so on first use)",
-         "lab": "open the course in JupyterLab",
-         "test": "run the tests, every notebook included",
-         "run": "execute notebooks from end to end and write a report",
-         "doctor": "say whether this workspace is ready, with a fix for each thing that is not"}
+VERBS = {"setup": "Make or repair the environment and the course's kernel (every verb does so on first use).",
+         "lab": "Open the course in JupyterLab, or print a link to it where a Jupyter runs already.",
+         "test": "Run the tests, every notebook included; arguments go to pytest.",
+         "run": "Execute notebooks from end to end; write executed copies and a report.",
+         "doctor": "Say whether this workspace is ready, with a fix for each thing that is not."}
 LOCK, VENV = Path(ROOT, "requirements.txt"), Path(ROOT, ".venv")
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "workshop-stamp"  # written last: where it is, all the rest is

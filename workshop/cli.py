@@ -16,7 +16,8 @@ from workshop.__main__ import VERBS, hand_over
 
 KERNEL, TITLE = "production-ml", "Production ML workshop"
 NOTEBOOKS, START = Path(ROOT, "notebooks"), Path(ROOT, "my_work", "00_start_here.ipynb")
-EXAMPLES = {"lab": "lab --no-browser", "test": "test -x -k storms", "run": "run 02 04 --output runs/today"}
+EXAMPLES = {verb: verb for verb in VERBS} | {
+    "lab": "lab --no-browser", "test": "test -x -k storms", "run": "run 02 04 --output runs/today"}
 OVERRIDES = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
 CONTENTS_OPEN = {"metadata": {"id": "default"}, "data": {"layout-restorer:data": {
     "left": {"collapsed": False, "current": "@jupyterlab/toc:plugin"}}}}
@@ -69,8 +70,8 @@ def show_link(base, root):
         return 1
     inside = start.relative_to(root).as_posix()
     link = urljoin(base, "lab/tree/" + quote(inside))
-    where = "after your workspace's host, open" if link.startswith("/") else "open"
-    print(f"Jupyter runs here already, so nothing was started. In your browser, {where}\n\n    {link}\n\n"
+    how = "put after your workspace's host" if link.startswith("/") else "open"
+    print(f"Jupyter runs here already, so nothing was started. In your browser, {how}\n\n    {link}\n\n"
           f"or, in the file browser, {inside}. If you are asked for a kernel, choose: {TITLE}.")
     return 0
 
@@ -88,16 +89,15 @@ def lab(port, browser):
     (settings / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(OVERRIDES))
     if not workspaces.exists():  # later, Lab opens as the learner left it
         WorkspacesManager(str(workspaces)).save("default", json.dumps(CONTENTS_OPEN))
-    os.chdir(ROOT)
     options = {"ServerApp.ip": "localhost", "ServerApp.root_dir": ROOT, "ServerApp.open_browser": browser,
                "IdentityProvider.token": os.environ.get("JUPYTER_TOKEN") or os.urandom(16).hex(),
                "LabApp.default_url": "/lab/tree/my_work/" + START.name, "ServerApp.answer_yes": True,
                "ServerApp.allow_root": True, "Application.log_level": 30, "ServerApp.port": port}
     server = LabApp.initialize_server([f"--{name}={value}" for name, value in options.items()])
     address = urljoin(server.connection_url, server.default_url) + "?token=" + server.identity_provider.token
-    print(f"The course is at this address, until you press Ctrl-C here:\n\n    {address}\n", flush=True)
-    server.start()
-    return 0
+    text = f"The course is at this address, until you press Ctrl-C here:\n\n    {address}\n"
+    server.io_loop.add_callback(print, text, flush=True)  # not before its turn comes: the port is bound first
+    return server.start()
 
 
 def watch_memory(peak, over):
@@ -151,9 +151,9 @@ def run(names, output):
     output.mkdir(parents=True, exist_ok=True)
     rows = [("notebook", "seconds", "slowest cell", "peak MB", "result")]
     rows += [execute(path, output) for stem, path in there.items() if not names or {stem, stem[:2]} & names]
-    table = "\n".join("<tr><td>" + "<td>".join(html.escape(text) for text in row) for row in rows)
-    head = "<!doctype html><meta charset=utf-8><title>Notebooks</title><table cellpadding=6>\n"
-    (output / "report.html").write_text(head + table, encoding="utf-8")
+    lines = ["<tr><td>" + "<td>".join(html.escape(text) for text in row) for row in rows]
+    head = "<!doctype html><meta charset=utf-8><title>Notebooks</title><table cellpadding=6>"
+    (output / "report.html").write_text("\n".join([head, *lines]), encoding="utf-8")
     print("\n".join("{:24} {:>8}  {:18} {:>8}  {}".format(*row) for row in rows), f"\n\nMore in {output}")
     return int({row[-1] for row in rows[1:]} != {"ok"})
 
@@ -162,8 +162,8 @@ def main(argv):
     """Run one verb with its arguments; returns the exit code."""
     top = argparse.ArgumentParser(prog="python3 -m workshop")
     verbs = top.add_subparsers(dest="verb", required=True)
-    part = {verb: verbs.add_parser(verb, description=about[0].upper() + about[1:] + ".", epilog="Example: python3"
-                                   " -m workshop " + EXAMPLES.get(verb, verb)) for verb, about in VERBS.items()}
+    part = {name: verbs.add_parser(name, description=text, epilog=f"Example: {top.prog} {EXAMPLES[name]}")
+            for name, text in VERBS.items()}
     part["lab"].add_argument("--port", type=int, default=8888, help="the first to try; 8888 if not given")
     part["lab"].add_argument("--no-browser", action="store_true", help="only print the address")
     part["run"].add_argument("notebooks", nargs="*", metavar="NN", help="02, or 02_train_model; else all")
@@ -176,13 +176,13 @@ def main(argv):
             return doctor.main()
         from jupyter_core.paths import jupyter_data_dir
         put_kernel(kernel := Path(jupyter_data_dir(), "kernels", KERNEL), TITLE)
+        if args.verb == "run":
+            return run(args.notebooks, args.output.absolute())
+        os.chdir(ROOT)
         if args.verb == "test":
-            os.chdir(ROOT)
             hand_over([sys.executable, "-m", "pytest", "-m", "not campaign", *argv[1:]])  # the last -m counts
         if args.verb == "lab":
             return lab(args.port, not args.no_browser)
-        if args.verb == "run":
-            return run(args.notebooks, args.output.absolute())
         print("\n".join(lacking := doctor.lacking()) or f"Ready: environment {sys.prefix}, kernel {kernel}.")
         return int(bool(lacking))
     except (KeyboardInterrupt, OSError) as error:

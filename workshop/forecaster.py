@@ -34,16 +34,19 @@ def possible_year(time):
     raise ValueError(f"the year is {time.year}, and should be 1851 to 2100")
 
 
-Time = Annotated[AwareDatetime, BeforeValidator(text_only, json_schema_input_type=str),
+Time = Annotated[AwareDatetime, BeforeValidator(text_only, json_schema_input_type=AwareDatetime),
                  AfterValidator(possible_year)]
-Latitude = Annotated[float, Field(ge=0, le=75, strict=True, description="°N")]
-Longitude = Annotated[float, Field(ge=-140, le=20, strict=True, description="°E: the Atlantic is negative")]
-Wind = Annotated[float, Field(ge=10, le=200, strict=True, description="maximum sustained wind, knots")]
-Pressure = Annotated[float, Field(ge=850, le=1050, strict=True, description="central pressure, hPa")]
+Latitude = Annotated[float, Field(ge=0, le=75, strict=True, description="°N", examples=[22.6])]
+Longitude = Annotated[float, Field(ge=-140, le=20, strict=True,
+                                   description="°E: west is negative", examples=[-83.6])]
+Wind = Annotated[float, Field(ge=10, le=200, strict=True,
+                              description="maximum sustained wind, knots", examples=[100])]
+Pressure = Annotated[float, Field(ge=850, le=1050, strict=True,
+                                  description="central pressure, hPa", examples=[963])]
 
 
 class Storm(BaseModel):
-    """A storm now and 12 hours ago. Units stand in the names; either pressure may be missing (null)."""
+    """A storm now and 12 hours ago. Units stand in the names; a pressure may be missing (null)."""
 
     model_config = ConfigDict(extra="forbid")
     time: Time
@@ -74,11 +77,11 @@ def forecast(storm: Storm, model: models.IntervalModel | None = None) -> Forecas
     Without `model` the kept one is used (`kept_model`). Winds are rounded to 0.01 kt.
     """
     model = model or kept_model()
-    row = pd.DataFrame([storm.model_dump()]).astype({"pressure_hpa": float, "pressure_hpa_12h_ago": float})
-    row["time"] = pd.to_datetime(row.time, utc=True)
+    row = pd.DataFrame([storm.model_dump(exclude={"time"})], dtype=float)
+    row["time"] = pd.to_datetime([storm.time], utc=True)
     wind = model.predict(models.features(row)).iloc[0].round(2)
-    valid_time = storm.time.astimezone(timezone.utc) + timedelta(hours=24)
-    return Forecast(valid_time=valid_time, wind_kt=wind.middle, wind_kt_low=wind.low, wind_kt_high=wind.high,
+    return Forecast(valid_time=storm.time.astimezone(timezone.utc) + timedelta(hours=24),
+                    wind_kt=wind.middle, wind_kt_low=wind.low, wind_kt_high=wind.high,
                     category=category(wind.middle), model_version=model.version)
 
 

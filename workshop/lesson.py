@@ -1,275 +1,227 @@
-"""Exercises: `check` looks at the learner's object, says what is right, and gives the hint that fits a mistake.
+"""Exercises: `check` looks at a learner's answer, says what is right, and gives the hint that fits a mistake.
 
-Each exercise is one function below: it holds the right answer and, by name, the mistakes that people make, each
-with its hint. Nothing is sent anywhere.
+Each exercise is a function whose decorator holds the words: praise, and hints by the mistake's name (`wrong`:
+any other). It returns such a name, with what fills the hint's braces, or None if all is well.
 """
 import functools
 import html
-from dataclasses import dataclass
+import traceback
+from collections import namedtuple
+from reprlib import repr as show  # short, and safe where the repr of a learner's object fails
 
 import numpy as np
 import pandas as pd
 
 from workshop import forecaster, storms
 
-EXERCISES, RESULTS = {}, {}
+EXERCISES, RESULTS = {}, {}  # by number: the function and its words; the result of the last check
+COMMON = {"untouched": "Not yet: write your answer in the cell above, run it, then run this one.",
+          "nothing": "This is None. Is a `return` missing? print(...) and inplace=True give nothing back.",
+          "python_and": "`and`, as in a <= b <= c, is not for columns: write (a <= b) & (b <= c), bracketed.",
+          "status_405": "405: the path is right, the verb is not. Does the exercise say GET or POST?",
+          "error": "Your answer could not be checked: {}"}
+BLANK = (lambda: None).__code__.co_code  # what a starter's body, three dots, is compiled to
+archive = functools.cache(storms.load_storms)
+examples = functools.cache(lambda: storms.build_examples(archive()))
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a check says; `mistake` names the known mistake that it recognized, if any."""
-
-    exercise: str
-    accepted: bool
-    text: str
-    mistake: str | None = None
+class Result(namedtuple("Result", "exercise accepted text mistake")):
+    """What a check says. `mistake` is None if all is well, "wrong" if it is no mistake that has a name."""
 
     def __repr__(self):
-        return f"{self.mark} {self.exercise}: {self.text}"
-
-    @property
-    def mark(self):
-        return "✔" if self.accepted else "…" if self.mistake == "untouched" else "✘"
+        mark = "✔" if self.accepted else "…" if self.mistake == "untouched" else "✘"
+        return f"{mark} {self.exercise}: {self.text}"
 
     def _repr_html_(self):
         kind = "success" if self.accepted else "info" if self.mistake == "untouched" else "warning"
-        return (f'<div class="alert alert-{kind}"><b>{self.mark} Exercise {self.exercise}</b> '
-                f"{html.escape(self.text)}</div>")
+        return f'<div class="alert alert-{kind}">{html.escape(repr(self))}</div>'
 
 
-class Mistake(Exception):
-    """Raised inside a check: the name of a mistake, and the hint that fits it."""
-
-
-def exercise(number, praise):
-    """Register the decorated function as the check of an exercise; it raises Mistake, or returns if all is well."""
-    def register(function):
-        EXERCISES[number] = (function, praise)
-        return function
-    return register
+def exercise(number, praise, **hints):
+    """Register the decorated function as the check of an exercise."""
+    return lambda function: EXERCISES.setdefault(number, (function, {"right": praise, **COMMON, **hints}))
 
 
 def check(number: str, answer) -> Result:
-    """Check the answer to an exercise such as "01.1"; never raises, whatever the answer does."""
-    if number not in EXERCISES:
-        raise ValueError(f"there is no exercise {number!r}; there are {', '.join(EXERCISES)}")
-    function, praise = EXERCISES[number]
+    """Check the answer to an exercise such as "01.1"; never raises, whatever the answer is or does."""
+    function, words = EXERCISES[number]
     try:
-        if answer is ... or answer is None or is_blank(answer):
-            raise Mistake("untouched", "Not yet: replace the dots in the cell above, run it, then run this one.")
-        function(answer)
-        result = Result(number, True, praise)
-    except Mistake as mistake:
-        name, hint = mistake.args
-        result = Result(number, False, hint, name)
-    except Exception as error:  # the learner's code may fail in any way; what it says is the best hint there is
-        result = Result(number, False, f"Your answer could not be checked: {type(error).__name__}: {error}", "error")
-    RESULTS[number] = result
-    return result
-
-
-def is_blank(answer) -> bool:
-    """Tell whether the answer is a function whose body is still the three dots of the starter."""
-    def blank():
-        ...
-
-    return getattr(getattr(answer, "__code__", None), "co_code", None) == blank.__code__.co_code
+        blank = answer is ... or getattr(getattr(answer, "__code__", None), "co_code", None) == BLANK
+        found = "untouched" if blank else "nothing" if answer is None else function(answer) or "right"
+    except KeyboardInterrupt:  # the stop button
+        raise
+    except BaseException as error:  # the learner's code may fail in any way; its own words are a good hint
+        text = traceback.format_exception_only(error)[-1].strip()
+        found = "python_and" if "ambiguous" in text or "for &" in text else "error", text
+    name, *details = [found] if isinstance(found, str) else found
+    name = name if name in words else "wrong"
+    text, mistake = words[name].format(*details), None if name == "right" else name
+    RESULTS[number] = Result(number, name == "right", text, mistake)
+    return RESULTS[number]
 
 
 def accepted(number: str) -> bool:
-    """Tell whether the last check accepted the answer: solution cells ask, so as not to overwrite such an answer."""
+    """Tell whether the last check accepted the answer: if so, the solution's cell must not overwrite it."""
     return number in RESULTS and RESULTS[number].accepted
 
 
-def same(one, other) -> bool:
-    """Tell whether two numbers, texts, sequences, Series or DataFrames hold the same, whatever their exact type."""
-    try:
-        if isinstance(other, pd.DataFrame):
-            return one[list(other)].reset_index(drop=True).equals(other.reset_index(drop=True))
-        if isinstance(other, pd.Series):
-            return bool(one.sort_index().index.equals(other.index)) and np.allclose(one.sort_index(), other)
-        if isinstance(other, (list, tuple)):
-            return len(one) == len(other) and all(map(same, one, other))
-        if isinstance(other, (str, bool)) or isinstance(one, (str, bool)):
-            return type(one) is type(other) and one == other
-        if isinstance(other, dict):
-            return one == other
-        return bool(np.isclose(one, other, rtol=0, atol=0.005))
-    except (TypeError, ValueError, KeyError, AttributeError):
-        return False
-
-
-def judge(answer, right, mistakes, otherwise):
-    """Raise the Mistake that fits unless `answer` is `right`; `mistakes` maps names to (wrong answer, hint)."""
-    if same(answer, right):
-        return
-    for name, (wrong, hint) in mistakes.items():
-        if same(answer, wrong):
-            raise Mistake(name, hint)
-    raise Mistake(None, otherwise)
-
-
-@functools.cache
-def archive():
-    """Return the archive as shipped, read once."""
-    return storms.load_storms()
-
-
-@functools.cache
-def examples():
-    """Return the training examples, built once."""
-    return storms.build_examples(archive())
-
-
-@exercise("01.1", "Yes. Storms, not records, and each in the season in which it began.")
-def storms_per_season(answer):
-    of = archive().groupby("season")
-    year = archive().time.dt.year.rename("season")
-    judge(answer, of.storm_id.nunique(), {
-        "counted records": (of.size(), "These are records, many for each storm. Count different storms: nunique()."),
-        "calendar year": (archive().groupby(year).storm_id.nunique(),
-                          "Nearly: 2006 has one storm too many. Zeta began in 2005; group by the column `season`."),
-        "one number": (archive().storm_id.nunique(), "That is the whole archive. Group by season before you count."),
-    }, "Not right. Expected is a Series with one whole number for each of the 48 seasons, indexed by season.")
-
-
-@exercise("01.2", "Yes: every six-hourly record once. The model will stand on these.")
-def six_hourly(answer):
-    records = archive()
-    every = records[records.time.dt.hour % 6 == 0]
-    keys = ["storm_id", "time"]
-    judge(answer, every.drop_duplicates(keys), {
-        "doubles left": (every, "The hours are right, but 24 storm-hours still have two records: drop_duplicates."),
-        "kept the last": (every.drop_duplicates(keys, keep="last"),
-                          "You kept the second of two records, the landfall. The six-hourly one comes first."),
-        "one storm a time": (every.drop_duplicates("time"),
-                             "Two storms can live at the same time: a double has the same storm_id and the same time."),
-        "all hours": (records.drop_duplicates(keys), "No doubles are left, but there are hours such as 07:00."),
-    }, "Not right. Expected are the rows of `storms` at 00, 06, 12 and 18 UTC, the first where there are two.")
-
-
-@exercise("02.1", "Yes. This is the score that any model has to beat.")
-def score_to_beat(answer):
-    season = examples()[examples().season == 2017]
-    error = season.wind_kt - season.wind_kt_in_24h
-    every = examples().wind_kt - examples().wind_kt_in_24h
-    judge(answer, error.abs().mean(), {
-        "no absolute value": (error.mean(), "Errors of +20 and -20 kt cancel in this mean: take abs() first."),
-        "sign turned": (-error.mean(), "Errors of +20 and -20 kt cancel in this mean: take abs() first."),
-        "squared": ((error**2).mean() ** 0.5, "That is the root mean squared error. Asked is the mean absolute one."),
-        "all seasons": (every.abs().mean(), "That is the score over all seasons. Keep those of season 2017 only."),
-    }, "Not right. Expected is one number in knots, between 10 and 20.")
-
-
-@exercise("02.2", "Yes: no storm on both sides, and every example on one of them.")
-def split_by_storm(answer):
-    train, test = (np.asarray(mask, dtype=bool) for mask in answer(examples()))
-    if len(train) != len(examples()) or len(test) != len(examples()):
-        raise Mistake(None, "Return two masks, each with one True or False for every row of `examples`.")
-    if (train & test).any():
-        raise Mistake("row on both sides", f"{(train & test).sum()} rows are in both parts: a row is in exactly one.")
-    if not (train | test).all():
-        raise Mistake("row left out", f"{(~train & ~test).sum()} rows are in neither part: a row is in exactly one.")
-    if not 0.1 < test.mean() < 0.4:
-        raise Mistake("wrong size", f"{test.mean():.0%} of the rows are in the test part; about 20 % were asked for.")
-    both = set(examples().storm_id[train]) & set(examples().storm_id[test])
-    if both:
-        raise Mistake("storm on both sides", f"{len(both)} storms are on both sides, {sorted(both)[0]} among them: "
-                                             "draw storms (storm_id), not rows.")
-
-
-@exercise("02.3", "Yes: a share between 0 and 1, and the edges count as inside.")
-def coverage(answer):
-    low, high, truth = np.array([20, 30, 40, 50.0]), np.array([30, 45, 60, 70.0]), np.array([30, 50, 45, 30.0])
-    judge(answer(low, high, truth), 0.5, {
-        "edges outside": (0.25, "A truth that equals an edge is inside: use <= and >=. Winds come in steps of 5 kt."),
-        "per cent": (50, "That is per cent; return the share, between 0 and 1."),
-        "a count": (2, "That is how many are inside; return the share: the mean of True and False."),
-        "only the upper edge": (0.75, "You looked at one edge only: inside means low <= truth and truth <= high."),
-    }, "Not right: for low 20 30 40 50, high 30 45 60 70 and truth 30 50 45 30 the share is 0.5.")
-
-
-@exercise("03.1", "Yes, at every edge.")
-def categories(answer):
-    winds = [20, 33, 34, 63, 64, 82, 83, 95, 96, 112, 113, 136, 137, 165]
-    right = [forecaster.category(wind) for wind in winds]
-    judge([answer(wind) for wind in winds], right, {
-        "edges too high": ([forecaster.category(wind - 1) for wind in winds],
-                           "64 kt is already category 1: the edges belong to the stronger side, so use >=."),
-        "miles an hour": ([forecaster.category(wind / 1.15078) for wind in winds],
-                          "These edges are in miles an hour (74 and so on). In knots a hurricane begins at 64."),
-        "numbers": ([max(0, i) for i in (0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5)],
-                    'Return words, such as "category 1": a bare 1 says nothing to a reader.'),
-    }, "Not right. For 20, 34, 64, 96 and 137 kt expected are 'tropical depression', 'tropical storm', "
-       "'category 1', 'category 3' and 'category 5'.")
-
-
-@exercise("03.2", "Yes: your test passes the good function and catches all three broken ones.")
-def a_test(answer):
-    def good(storm):
-        given = storm.wind_kt
-        return forecaster.Forecast(valid_time=storm.time + pd.Timedelta(hours=24), wind_kt=given, wind_kt_low=given - 9,
-                                   wind_kt_high=given + 9, category=forecaster.category(given), model_version="test")
-
-    def passes(function):
+def judge(answer, right, **wrong):
+    """Return None if `answer` is `right`, to one decimal and in any order, else which of `wrong` it is."""
+    def same(other, one=answer):
         try:
-            return answer(function) is not False
-        except Exception:
+            if isinstance(other, pd.DataFrame):
+                one, other = (rows.value_counts(["storm_id", "time", *storms.STATE]) for rows in (one, other))
+            if isinstance(other, pd.Series):
+                return one.to_dict() == other.to_dict()
+            return one == other if isinstance(other, list) else bool(np.isclose(one, other, 0, 0.05))
+        except Exception:  # an answer of another kind
             return False
 
-    def broken(change):
-        return lambda storm: good(storm).model_copy(update=change(good(storm)))
-
-    if not passes(good):
-        raise Mistake("refuses the good one", "Your test fails a function that is right: loosen what it asks.")
-    faults = {
-        "interval turned": (lambda f: {"wind_kt_low": f.wind_kt_high, "wind_kt_high": f.wind_kt_low},
-                            "a function that swaps the interval's ends passes: compare low, wind and high"),
-        "category of now": (lambda f: {"category": "category 5" if f.wind_kt < 137 else "tropical storm"},
-                            "a function that gives the wrong category passes: compare with category(...)"),
-        "time not moved": (lambda f: {"valid_time": f.valid_time - pd.Timedelta(hours=24)},
-                           "a function whose valid_time is now passes: it must be 24 hours after storm.time"),
-    }
-    missed = {name: hint for name, (change, hint) in faults.items() if passes(broken(change))}
-    if len(missed) == len(faults):
-        raise Mistake("asserts nothing", "It catches none of three broken functions: assert something of the forecast.")
-    for name, hint in missed.items():
-        raise Mistake(name, f"{len(faults) - len(missed)} of 3 broken functions are caught; {hint}.")
+    names = (name for name, answers in wrong.items() if any(map(same, answers)))
+    return None if same(right) else (next(names, "wrong"), type(answer).__name__, show(answer))
 
 
-@exercise("04.1", "Yes: a 422, and its text says which field, what is allowed, and what was sent.")
+@exercise("01.1", "Yes. Storms, not records, and each in the season in which it began.",
+          counted_records="These are records, many for each storm. Count different storms: nunique().",
+          calendar_year="Nearly: 2006 has one too many. Zeta began in 2005; group by the column `season`.",
+          wrong="Not right. Expected is a Series (this is a {}): group by season, then count storms in each.")
+def storms_per_season(answer):
+    season, year = (archive().groupby(key) for key in ("season", archive().time.dt.year))
+    return judge(answer, season.storm_id.nunique(), counted_records=[season.size()],
+                 calendar_year=[year.storm_id.nunique()])
+
+
+@exercise("01.2", "Yes: every six-hourly record once. The model will stand on these.",
+          doubles_left="The hours are right, but some storm-hours have two records: drop_duplicates([...]).",
+          kept_the_last="You kept the second of two records, the landfall. The six-hourly one comes first.",
+          one_storm_a_time="Two storms can live at one time. A double has the same storm_id, and time.",
+          all_hours="No doubles are left, but there are hours such as 07:00.",
+          wrong="Not right. Expected are rows of `storms` (this is a {}) at 00, 06, 12, 18 UTC.")
+def six_hourly(answer):
+    keys, every = ["storm_id", "time"], archive()[archive().time.dt.hour % 6 == 0]
+    once = every.drop_duplicates
+    return judge(answer, once(keys), doubles_left=[every, once()], kept_the_last=[once(keys, keep="last")],
+                 one_storm_a_time=[once("time")], all_hours=[archive().drop_duplicates(keys)])
+
+
+@exercise("02.1", "Yes. This is the score that any model has to beat.",
+          no_absolute_value="Errors of +20 and -20 kt cancel in this mean: take abs() first.",
+          squared="That is the root mean squared error. Asked is the mean absolute one.",
+          all_seasons="That is the score over all seasons. Keep those of season 2017 only.",
+          wrong="Not right. Expected is one number (this is a {}) in knots, between 10 and 20.")
+def score_to_beat(answer):
+    every = examples().wind_kt - examples().wind_kt_in_24h
+    error = every[examples().season == 2017]
+    return judge(answer, error.abs().mean(), no_absolute_value=[error.mean(), -error.mean()],
+                 squared=[(error**2).mean() ** 0.5], all_seasons=[every.abs().mean()])
+
+
+@exercise("02.2", "Yes: no storm on both sides, and every example on one of them.",
+          not_masks="Return two masks, train and test: True or False for every row, no rows or row numbers.",
+          row_not_in_one="{} rows are in both parts or in neither: a row is in exactly one.",
+          storm_on_both_sides="{} storms are on both sides, {} among them: draw storms (storm_id), not rows.",
+          wrong_size="{:.0%} of the rows are in the test part, the second mask; about 20 % were asked for.")
+def split_by_storm(answer):
+    masks, storm_id = answer(examples().copy()), examples().storm_id  # a copy: it may change its table
+    if masks is None or [np.size(mask) for mask in masks] != [len(storm_id)] * 2:
+        return "not_masks"
+    train, test = (pd.Series(mask, dtype=bool).sort_index().to_numpy() for mask in masks)
+    if (train == test).any():
+        return "row_not_in_one", (train == test).sum()
+    if both := set(storm_id[train]) & set(storm_id[test]):
+        return "storm_on_both_sides", len(both), min(both)
+    return None if 0.1 < test.mean() < 0.3 else ("wrong_size", test.mean())
+
+
+@exercise("02.3", "Yes: a share between 0 and 1, and the edges count as inside.",
+          edges_outside="A truth that equals an edge is inside: use <= and >=. Winds come in steps of 5 kt.",
+          one_edge="Look at both edges: inside is at least `low` and at most `high`.",
+          not_a_share="That is how many, or per cent. Return the share: the mean of True and False.",
+          wrong="Not right: of ten cases, seven of them inside, it makes {1}; expected is the share, 0.7.")
+def coverage(answer):
+    truth = pd.Series([30, 60, 60, 40, 45, 50, 55, 10, 80, 90.0], index=range(90, 80, -1))  # rows of a group
+    share = answer(pd.Series(30.0, truth.index), pd.Series(60.0, truth.index), truth)
+    return judge(share, 0.7, edges_outside=[0.4, 0.5, 0.6], one_edge=[0.8, 0.9, 1], not_a_share=[70, 7])
+
+
+@exercise("03.1", "Yes, at every edge.", weakest_first="Ask for the strongest first: 34 kt takes all here.",
+          edges_too_high="64 kt is already category 1: the edges belong to the stronger side, so use >=.",
+          miles_an_hour="These edges are in miles an hour (74 and so on). In knots a hurricane begins at 64.",
+          wrong="Not right: for {} kt it returns {}; expected are words, here {!r}.")
+def categories(answer):
+    winds = np.add.outer((34, 64, 83, 96, 113, 137), (-1, -0.5, 0)).ravel()
+    words = [answer(wind) for wind in winds]
+    kinds = winds, winds - 0.1, winds / 1.15078
+    right, too_high, miles = ([forecaster.category(wind) for wind in kind] for kind in kinds)
+    weak = [word if "tropical" in word else "tropical storm" for word in right]
+    found = judge(words, right, edges_too_high=[too_high], miles_an_hour=[miles], weakest_first=[weak])
+    off = [(wind, show(word), true) for wind, word, true in zip(winds, words, right) if str(word) != true]
+    return found and (found[0], *off[0])
+
+
+@exercise("03.2", "Yes: your test passes functions that are right, and fails the broken ones.",
+          too_strict="Your test fails a function that is right. Ask for what is true of every forecast.",
+          asserts_nothing="It passes every broken function: assert something of the forecast.",
+          time_unchecked="A wrong valid_time passes: it must be exactly 24 hours after the storm's time.",
+          winds_unchecked="A wrong interval passes: compare all three; the wind lies between low and high.",
+          category_unchecked="A wrong category passes: compare it with category(...) of the forecast's wind.")
+def a_test(answer):
+    def passes(hours=24, up=0, low=-9, high=9, name=forecaster.category):
+        def forecast(storm):
+            Forecast = answer.__globals__.get("Forecast", forecaster.Forecast)  # the notebook has its own
+            wind, time = storm.wind_kt + up, storm.time + pd.Timedelta(hours=hours)
+            return Forecast(valid_time=time, wind_kt=wind, wind_kt_low=wind + low, wind_kt_high=wind + high,
+                            category=name(wind), model_version="test")
+        try:
+            answer(forecast)
+        except AssertionError:
+            return False
+        return True
+
+    if not (passes() and passes(up=40)):
+        return "too_strict"
+    tries = {"time_unchecked": [passes(hours=hours) for hours in (0, 12, 48)],
+             "winds_unchecked": [passes(low=9, high=-9), passes(low=1), passes(high=-1)],
+             "category_unchecked": [passes(name=lambda wind: f"category {5 if wind < 137 else 1}")]}
+    missed = [name for name, passed in tries.items() for one in passed if one]
+    return "asserts_nothing" if len(missed) == 7 else missed[0] if missed else None
+
+
+@exercise("04.1", "Yes: a 422, and its text says which field, what is allowed, and what was sent.",
+          status_None="Put the whole answer of requests.post(...) into `refused`, not a part of it.",
+          status_200="200: the server accepted it. Send a wind that no storm has had, such as 400 kt.",
+          status_404="404: nothing lives at that path. It is /forecast, without an s.",
+          not_json="422, but because no JSON arrived: send json=..., not data=...",
+          other_reason="422, not for the wind alone: send {{**ian, ...}} with another number for wind_kt.",
+          wrong="The status is {}; asked for is 422. (A 500 is the server's own fault: see server.log().)")
 def refused(answer):
-    status = getattr(answer, "status_code", None)
-    hints = {None: (None, "Put the whole answer of requests.post(...) into `refused`, not a part of it."),
-             200: ("accepted", "200: the server accepted it. Send a wind that no storm has had, such as 400 kt."),
-             404: ("wrong path", "404: nothing lives at that path. It is /forecast, without an s."),
-             405: ("wrong verb", "405: the path is right, the verb is not. A forecast is asked for with POST."),
-             500: ("server error", "500: the server itself failed; look at server.log().")}
-    if status != 422:
-        raise Mistake(*hints.get(status, (None, f"The status is {status}; asked for is 422.")))
+    status = show(getattr(answer, "status_code", None))
+    if status != "422":
+        return f"status_{status}", status
     if "json" not in answer.request.headers.get("Content-Type", ""):
-        raise Mistake("form, not JSON", "422, but because no JSON arrived: send json=..., not data=...")
-    if not any(part["loc"][-1] == "wind_kt" and part["type"] == "less_than_equal" for part in answer.json()["detail"]):
-        raise Mistake("other reason", "422, but for another reason than the wind: change wind_kt only, to a number.")
+        return "not_json"
+    first, *more = answer.json()["detail"]
+    return "other_reason" if more or first["loc"][-1] != "wind_kt" or "than" not in first["type"] else None
 
 
-@exercise("04.2", "Yes: a second endpoint, typed, with the right answer.")
+@exercise("04.2", "Yes: a second endpoint, typed, with the right answer.",
+          status_404='404: is the path "/category", without wind_kt in it, and did you run the cell?',
+          status_422="422: the parameter should be called wind_kt, and be in the address, not a body.",
+          status_500="500: it failed. Is it `wind_kt: float` (else a text arrives)? Does it return a dict?",
+          not_typed="It answers wind_kt=strong as well: write `wind_kt: float` and FastAPI refuses that.",
+          bare_text='Return {{"category": ...}}, not the bare text, so that more can be added later.',
+          wrong="For {} kt it answers {}; expected is {}.")
 def second_endpoint(answer):
-    from fastapi import FastAPI
-    from fastapi.testclient import TestClient
-
-    if {route.path for route in answer.routes} <= {"/forecast", *(route.path for route in FastAPI().routes)}:
-        raise Mistake("untouched", "Not yet: add the endpoint to the cell above, run it, then run this one.")
+    from fastapi.testclient import TestClient  # only here: it is slow to import
     client = TestClient(answer, raise_server_exceptions=False)
-    got = client.get("/category", params={"wind_kt": 70})
-    hints = {404: ("no such path", 'GET /category is not there: is the path "/category", and did you run the cell?'),
-             405: ("other verb", "405: /category is there, but not for GET: use @app.get."),
-             422: ("other parameter", "422: the parameter should be called wind_kt, and be in the address, not a body."),
-             500: ("not a number", "500: your function failed. Without `wind_kt: float` a text arrives.")}
-    if got.status_code in hints:
-        raise Mistake(*hints[got.status_code])
-    if client.get("/category", params={"wind_kt": "strong"}).status_code != 422:
-        raise Mistake("not typed", "It answers wind_kt=strong as well: write `wind_kt: float` and FastAPI refuses that.")
-    judge(got.json(), {"category": "category 1"}, {
-        "bare text": ("category 1", 'Right, but bare: return {"category": ...}, so that more can be added later.'),
-    }, f"For 70 kt it answers {got.text}; expected is {{'category': 'category 1'}}.")
+    got = {wind: client.get("/category", params={"wind_kt": wind}) for wind in (70, 20, 140.5, "strong")}
+    if (status := got[70].status_code) != 200:
+        last = getattr(answer.routes[-1], "path", "")  # the starter ends with this one
+        return "untouched" if status == 404 and last == "/forecast" else f"status_{status}"
+    if got.pop("strong").status_code != 422:
+        return "not_typed"
+    if got[70].text.strip('"') == "category 1":
+        return "bare_text"
+    for wind, one in got.items():
+        if one.json() != {"category": forecaster.category(wind)}:
+            return "wrong", wind, show(one.text), {"category": forecaster.category(wind)}

@@ -25,6 +25,14 @@ from workshop import ROOT
 
 PATIENCE = 30  # seconds that an app may take until it answers
 ALONE = "The server is another process: it sees only the text of this cell, so"
+WAIT_AND_OPEN = """Waiting for the server ...<script>
+let answers = 0
+const look = () => fetch(ADDRESS, {mode: "no-cors"}).then(r => r.ok || r.type == "opaque", () => false).then(up => {
+  answers = up ? answers + 1 : 0
+  if (answers > 1) location.replace(ADDRESS); else setTimeout(look, 1000)
+})
+look()
+</script>"""
 _running = {}  # the server launched last under each name
 atexit.register(lambda: [server.stop() for server in _running.values()])
 
@@ -133,8 +141,10 @@ class Server:
         """Return the app's interactive documentation to show under the cell, `height` pixels high."""
         from IPython.display import HTML  # not IFrame, whose text form holds a memory address
 
-        return HTML(f'<div><iframe src="{html.escape(self.public_url + self._docs)}" width="100%" '
-                    f'height="{height}" title="API documentation" style="border: thin solid"></iframe></div>')
+        # The frame opens the page when the server has answered twice: with Run All, it may be about to be replaced.
+        page = WAIT_AND_OPEN.replace("ADDRESS", json.dumps(self.public_url + self._docs))
+        return HTML(f'<div><iframe srcdoc="{html.escape(page)}" width="100%" height="{height}" '
+                    f'title="API documentation" style="border: thin solid"></iframe></div>')
 
     def __repr__(self):
         return f"{self.name} is stopped." if not self.running else (

@@ -1,0 +1,316 @@
+"""The command line, as a learner types it: each test calls `python -m workshop` in a copy of the checkout."""
+import html
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from workshop import ROOT, doctor
+from workshop.__main__ import VERBS
+
+JUPYTER_AROUND_US = ("JUPYTERHUB_", "JUPYTER_", "JPY_", "WORKSHOP_")
+
+
+def own_files():
+    """The checkout's files, without what git ignores."""
+    git = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in listing.split("\0") if name and Path(ROOT, name).is_file()]
+
+
+def copy_checkout(folder):
+    for name in own_files():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(ROOT, name), target)
+    return folder
+
+
+def write_notebook(path, *sources):
+    """A notebook that was run before: every code cell carries an old output and an execution count."""
+    old = nbformat.v4.new_output("stream", text="from an earlier run")
+    cells = [nbformat.v4.new_markdown_cell("# A title")]
+    cells += [nbformat.v4.new_code_cell(source, execution_count=7, outputs=[old]) for source in sources]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the checkout with three small notebooks of its own: two that run, one that fails."""
+    assert doctor.lacking() == [], "these tests need the locked packages: python3 -m workshop test"
+    folder = copy_checkout(tmp_path / "a course's folder")  # a name with a blank, as people have them
+    shutil.rmtree(folder / "notebooks", ignore_errors=True)
+    write_notebook(folder / "notebooks/00_start_here.ipynb", "import sys; print(sys.executable)")
+    write_notebook(folder / "notebooks/01_fails.ipynb", "'fine'", "1 / 0")
+    write_notebook(folder / "notebooks/02_fine.ipynb", "open('here.txt', 'w').close()")
+    write_notebook(folder / "notebooks/jobs/nightly.ipynb", "'a job'")
+    return folder
+
+
+@pytest.fixture
+def surroundings(tmp_path):
+    """Environment variables without a Jupyter around us, and with a place for kernels of their own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(JUPYTER_AROUND_US)}
+    return clean | {"JUPYTER_DATA_DIR": str(tmp_path / "data")}
+
+
+def workshop(folder, *arguments, env, python=(sys.executable,)):
+    command = [*python, "-m", "workshop", *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+def descendants_gone(processes):
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    return not alive
+
+
+# --- what needs no environment ---
+
+BARE = (sys.executable, "-S")  # a Python without any site-packages
+
+
+def test_a_wrong_verb_gets_one_line_that_names_the_verbs(checkout, surroundings):
+    answer = workshop(checkout, "lob", env=surroundings, python=BARE)
+    assert answer.returncode == 2
+    assert answer.stderr == "There is no verb 'lob'. The verbs are: setup, lab, test, run, doctor.\n"
+
+
+def test_help_lists_every_verb(checkout, surroundings):
+    answer = workshop(checkout, "--help", env=surroundings, python=BARE)
+    assert answer.returncode == 0
+    assert all(re.search(rf"^  {verb} +[A-Z].*\.$", answer.stdout, re.M) for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "test"])
+def test_each_verb_has_help_with_an_example(verb, checkout, surroundings):
+    answer = workshop(checkout, verb, "--help", env=surroundings, python=BARE)
+    assert answer.returncode == 0
+    assert f"Example: python3 -m workshop {verb}" in answer.stdout
+    assert not (checkout / ".venv").exists()
+
+
+def test_help_of_the_verb_test_goes_on_with_that_of_pytest(checkout, surroundings):
+    answer = workshop(checkout, "test", "--help", env=surroundings)
+    assert "Example: python3 -m workshop test" in answer.stdout
+    assert answer.stdout.index("Example") < answer.stdout.index("--strict-markers")
+
+
+@pytest.mark.parametrize("old", ["2.7", "3.6", "3.8", "3.10"])
+def test_a_python_that_is_too_old_gets_one_line(old, checkout, surroundings):
+    installed = sorted(Path.home().glob(f".pyenv/versions/{old}.*/bin/python"))
+    python = str(installed[0]) if installed else shutil.which(f"python{old}")
+    if not python:
+        pytest.skip(f"no Python {old} on this machine")
+    answer = workshop(checkout, "lab", env=surroundings, python=(python, "-B"))
+    assert answer.returncode == 1
+    line = rf"The course needs Python 3\.11, 3\.12 or 3\.13; this is {re.escape(old)}\.\d+ .*\n"
+    assert re.fullmatch(line, answer.stderr)
+
+
+def test_the_doctor_answers_on_a_bare_python(checkout, surroundings):
+    answer = workshop(checkout, "doctor", env=surroundings, python=BARE)
+    assert answer.returncode == 0, answer
+    assert re.search(r"^warn +Environment .*\n +Run: python3 -m workshop setup$", answer.stdout, re.M)
+    assert answer.stdout.endswith("This workspace is ready.\n")
+    assert not (checkout / ".venv").exists()
+
+
+# --- the doctor ---
+
+def test_the_doctor_reports_as_text_and_as_a_table_with_the_same_content():
+    report = doctor.report()
+    for name, level, found, fix in report.rows:
+        assert level in ("ok", "warn", "bad")
+        assert (level == "ok") == (fix == ""), f"{name}: a problem has a fix, a thing that is well has none"
+        assert name in repr(report) and found in repr(report)
+        assert html.escape(found) in report._repr_html_()
+    assert report.verdict in repr(report) and report.verdict in report._repr_html_()
+
+
+@pytest.mark.parametrize("own, files", [
+    ("0::/\n", {"cpu.max": "150000 100000", "memory.max": str(2**30)}),
+    ("0::/user/me\n", {"user/cpu.max": "150000 100000", "user/me/cpu.max": "max 100000",
+                       "user/memory.max": str(2**30)}),
+    ("3:cpu,cpuacct:/box\n2:memory:/box\n", {"cpu,cpuacct/box/cpu.cfs_quota_us": "150000",
+     "cpu,cpuacct/box/cpu.cfs_period_us": "100000", "memory/box/memory.limit_in_bytes": str(2**30)}),
+], ids=["version 2", "version 2, limits in different groups", "version 1"])
+def test_a_containers_limits_count_not_the_machines(own, files, tmp_path):
+    (tmp_path / "own").write_text(own)
+    for name, content in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + "\n")
+    cpus, memory = doctor.limits(tmp_path / "cgroup", tmp_path / "own")
+    assert cpus == 1.5 or os.cpu_count() == 1
+    assert memory == 1
+
+
+# --- setup and test ---
+
+def test_setup_registers_this_interpreter_as_the_courses_kernel(checkout, surroundings):
+    answer = workshop(checkout, "setup", env=surroundings)
+    assert answer.returncode == 0, answer
+    kernels = Path(surroundings["JUPYTER_DATA_DIR"], "kernels")
+    kernel = json.loads((kernels / "production-ml/kernel.json").read_text())
+    assert kernel["argv"][0] == sys.executable and kernel["display_name"] == "Production ML workshop"
+    assert sys.prefix in answer.stdout and "production-ml" in answer.stdout
+
+
+def test_an_environment_that_satisfies_the_lock_is_used_as_it_is(checkout, surroundings):
+    assert workshop(checkout, "setup", env=surroundings).returncode == 0
+    assert not (checkout / ".venv").exists() or sys.prefix == str(Path(ROOT, ".venv"))
+
+
+def test_arguments_go_to_pytest_and_its_exit_code_comes_back(checkout, surroundings):
+    shutil.rmtree(checkout / "tests")
+    (checkout / "tests").mkdir()
+    (checkout / "tests/nbval_sanitize.cfg").write_text("")
+    (checkout / "tests/test_it.py").write_text("import pytest\ndef test_a(): pass\ndef test_b(): assert 0\n"
+                                               "@pytest.mark.campaign\ndef test_c(): pass\n")
+    for arguments, code, outcome in [((), 1, "1 failed, 1 passed, 1 deselected"),
+                                     (("-k", "test_a"), 0, "1 passed, 2 deselected"),
+                                     (("-m", "campaign"), 0, "1 passed, 2 deselected")]:
+        answer = workshop(checkout, "test", *arguments, env=surroundings)
+        assert answer.returncode == code and outcome in answer.stdout
+
+
+# --- lab ---
+
+def test_the_learners_copy_has_no_outputs_and_is_never_overwritten(checkout, surroundings):
+    mine = checkout / "my_work/01_fails.ipynb"
+    mine.parent.mkdir()
+    mine.write_text("my own words")
+    on_a_hub = surroundings | {"JUPYTERHUB_SERVICE_PREFIX": "/user/me/", "JUPYTER_SERVER_ROOT": str(checkout)}
+    for _ in range(2):
+        assert workshop(checkout, "lab", env=on_a_hub).returncode == 0
+        assert mine.read_text() == "my own words"
+        copies = sorted(str(path.relative_to(mine.parent)) for path in mine.parent.rglob("*.*"))
+        assert copies == ["00_start_here.ipynb", "01_fails.ipynb", "02_fine.ipynb", "jobs/nightly.ipynb"]
+    notebook = nbformat.read(mine.with_name("00_start_here.ipynb"), 4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "production-ml"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code and all(cell.outputs == [] and cell.execution_count is None for cell in code)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_lab_prints_an_address_that_works_and_ends_with_nothing_left(ending, checkout, surroundings):
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so Jupyter has to move on to another port
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "workshop", "lab", "--no-browser", "--port", str(port)]
+        lab = subprocess.Popen(command, cwd=checkout, env=surroundings, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            lines = iter(lab.stdout.readline, "")
+            address = next(line.strip() for line in lines if "token=" in line)
+            start = "lab/tree/my_work/00_start_here.ipynb"
+            assert re.fullmatch(rf"http://localhost:\d+/{start}\?token=\w+", address)
+            assert f":{port}/" not in address
+            assert urllib.request.urlopen(address, timeout=30).status == 200
+            server, token = address.split("lab/")[0], address.split("=")[1]
+            kernel = urllib.request.Request(f"{server}api/kernels?token={token}", data=b"{}")
+            assert urllib.request.urlopen(kernel, timeout=60).status == 201  # one more that has to end
+            sockets = psutil.Process(lab.pid).net_connections()
+            assert {one.laddr.ip for one in sockets if one.status == "LISTEN"} <= {"127.0.0.1", "::1"}
+            children = psutil.Process(lab.pid).children(recursive=True)
+            assert children
+            lab.send_signal(ending)
+            assert lab.wait(timeout=30) == 0
+            assert descendants_gone(children)
+        finally:
+            lab.kill()
+            lab.wait()
+            lab.stdout.close()
+
+
+@pytest.mark.parametrize("around, link", [
+    ({"JUPYTERHUB_SERVICE_PREFIX": "/user/me/"}, "/user/me/"),
+    ({"JUPYTERHUB_SERVICE_PREFIX": "/user/me/", "JUPYTER_SERVER_URL": "http://localhost:8888/user/me/"},
+     "/user/me/"),
+    ({"JUPYTERHUB_SERVICE_PREFIX": "/user/me/", "JUPYTERHUB_PUBLIC_URL": "https://hub.org/user/me/"},
+     "https://hub.org/user/me/"),
+    ({"JUPYTERHUB_SERVICE_PREFIX": "/user/me/", "JUPYTERHUB_HOST": "https://me.hub.org"},
+     "https://me.hub.org/user/me/"),
+    ({"JUPYTER_SERVER_URL": "http://localhost:8888/"}, "http://localhost:8888/"),
+], ids=["hub", "hub's terminal", "hub with an address", "hub with a host per user", "JupyterLab's terminal"])
+def test_inside_a_jupyter_lab_starts_nothing_and_prints_the_link(around, link, checkout, surroundings):
+    env = surroundings | around | {"JUPYTER_SERVER_ROOT": str(checkout.parent)}
+    answer = workshop(checkout, "lab", env=env)  # comes back, so nothing was started that would stay
+    assert answer.returncode == 0, answer
+    assert f"\n    {link}lab/tree/a%20course%27s%20folder/my_work/00_start_here.ipynb\n" in answer.stdout
+    assert "Production ML workshop" in answer.stdout
+    assert (checkout / "my_work/00_start_here.ipynb").exists()
+    assert not (checkout / ".workshop/jupyter").exists()
+
+
+def test_a_jupyter_that_cannot_show_the_course_says_what_to_do(checkout, surroundings, tmp_path):
+    (tmp_path / "home").mkdir()
+    elsewhere = {"JUPYTER_SERVER_URL": "http://localhost:88/", "JUPYTER_SERVER_ROOT": str(tmp_path / "home")}
+    answer = workshop(checkout, "lab", env=surroundings | elsewhere)
+    assert answer.returncode == 1
+    assert f"Move {checkout} into it" in answer.stdout
+
+
+# --- run ---
+
+def test_run_executes_all_reports_and_goes_on_after_a_failure(checkout, surroundings, tmp_path):
+    liar = tmp_path / "data/kernels/python3"  # a "python3" kernel on this machine that is another program
+    liar.mkdir(parents=True)
+    (liar / "kernel.json").write_text('{"argv": ["false"], "display_name": "x", "language": "python"}')
+    before = set(checkout.rglob("*"))
+    answer = workshop(checkout, "run", "--output", "out", env=surroundings)
+    assert answer.returncode == 1
+    assert re.search("01_fails .* FAILED in cell 3: ZeroDivisionError: division by zero\n", answer.stdout)
+    ran = nbformat.read(checkout / "out/00_start_here.ipynb", 4)
+    assert ran.cells[1].outputs[0].text.strip() == sys.executable
+    report = (checkout / "out/report.html").read_text()
+    for name, result in [("00_start_here", "ok"), ("01_fails", "FAILED"), ("02_fine", "ok")]:
+        row = re.search(rf"<tr><td>{name}<td>[\d.]+<td>cell \d: [\d.]+ s<td>(\d+)<td>{result}", report)
+        assert row and int(row[1]) > 20, "a kernel takes some 50 MB"
+    new = {path for path in set(checkout.rglob("*")) - before if "__pycache__" not in path.parts}
+    strays = {path for path in new if not {"out", ".workshop"} & set(path.parts)}
+    assert strays == {checkout / "notebooks/here.txt"}  # the notebook's own, written in its folder
+
+
+def test_run_takes_a_number_or_a_name_and_runs_a_notebook_once(checkout, surroundings):
+    answer = workshop(checkout, "run", "2", "02", "02_fine", "notebooks/02_fine.ipynb", env=surroundings)
+    assert answer.returncode == 0, answer
+    assert sorted(path.name for path in (checkout / "runs").iterdir()) == ["02_fine.ipynb", "report.html"]
+
+
+def test_run_of_a_notebook_that_is_not_there_names_those_that_are(checkout, surroundings):
+    answer = workshop(checkout, "run", "7", "02", env=surroundings)
+    assert answer.returncode == 2
+    assert answer.stderr == "No such notebook: 07. There are: 00_start_here, 01_fails, 02_fine.\n"
+
+
+def test_a_run_that_is_terminated_leaves_no_kernel(checkout, surroundings):
+    endless = "open('started', 'w').close(); import time; time.sleep(600)"
+    write_notebook(checkout / "notebooks/00_start_here.ipynb", endless)
+    run = subprocess.Popen([sys.executable, "-m", "workshop", "run", "0"], cwd=checkout, env=surroundings,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (checkout / "notebooks/started").exists():
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.1)
+        children = psutil.Process(run.pid).children(recursive=True)
+        assert children
+        run.terminate()
+        assert run.wait(timeout=30) == 143
+        assert descendants_gone(children)
+    finally:
+        run.kill()
+        run.wait()

@@ -1,0 +1,479 @@
+"""Exercises: their form in the notebooks, and what their checks say to answers that learners give.
+
+Starters, checks and solutions are read from the notebooks; answers are written as a learner would type them.
+"""
+import ast
+import importlib.util
+from pathlib import Path
+from textwrap import dedent
+
+import nbformat
+import pytest
+
+from workshop import ROOT, lesson, server
+from workshop.forecaster import category
+
+NOTEBOOKS = sorted(Path(ROOT, "notebooks").glob("[0-9]*.ipynb"))
+PARTS = ["exercise", "check", "solution"]
+
+
+def read_exercises():
+    """Every exercise of every notebook, by number: notebook, prompt, starter, check and solution cell."""
+    found = {}
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        tagged = [i for i, cell in enumerate(cells) if set(cell.metadata.get("tags", [])) & set(PARTS)]
+        assert len(tagged) % 3 == 0, f"{path.name}: an exercise lacks its starter, check or solution"
+        for i in tagged[::3]:
+            prompt, *rest = cells[i - 1:i + 3]
+            assert [cell.metadata.tags for cell in rest] == [[part] for part in PARTS], f"{path.name}: {i}"
+            number = prompt.source.removeprefix("### Exercise ")[:4]
+            assert number not in found, f"{number} stands twice"
+            found[number] = (path.name, prompt, *rest)
+    return found
+
+
+EXERCISES = read_exercises()
+each_exercise = pytest.mark.parametrize("number", EXERCISES)
+
+# What the cells before an exercise have defined, as far as it needs it.
+BEFORE = {
+    "01": """
+        import numpy as np, pandas as pd
+        from workshop.storms import load_storms
+        storms = load_storms()""",
+    "02": """
+        import numpy as np, pandas as pd
+        from workshop.storms import build_examples, load_storms
+        examples = build_examples(load_storms())
+        change_kt = examples.wind_kt_in_24h - examples.wind_kt""",
+    "03": """
+        import bisect
+        from datetime import timedelta
+        import numpy as np, pandas as pd
+        from pydantic import BaseModel
+        from workshop.forecaster import Storm, category
+        class Forecast(BaseModel):  # the notebook has its own
+            valid_time: object
+            wind_kt: float
+            wind_kt_low: float
+            wind_kt_high: float
+            category: str
+            model_version: str
+        ian = Storm(time="2022-09-27T12:00:00Z", latitude=22.6, longitude=-83.6, wind_kt=100,
+                    latitude_12h_ago=20.8, longitude_12h_ago=-83.3, wind_kt_12h_ago=85)""",
+    "04": """
+        import json, requests
+        from typing import Annotated
+        from fastapi import APIRouter, Query
+        from pydantic import BaseModel
+        from workshop.forecaster import category
+        ian = {"time": "2022-09-27T12:00:00Z", "latitude": 22.6, "longitude": -83.6, "wind_kt": 100,
+               "latitude_12h_ago": 20.8, "longitude_12h_ago": -83.3, "wind_kt_12h_ago": 85}""",
+}
+APP = """
+from fastapi import FastAPI
+from workshop.forecaster import Storm
+app = FastAPI()
+@app.post("/forecast")
+def post_forecast(storm: Storm) -> dict:
+    return {"wind_kt": 1 / (150 - storm.wind_kt)}
+"""
+
+# Pieces of answers below.
+SCORE = "persistence_2017 = "
+SPLIT = "def split_by_storm(table):\n    return "
+COVERAGE = "def coverage(low, high, truth):\n    return "
+NAMES = "names = ['tropical depression', 'tropical storm', *(f'category {i}' for i in range(1, 6))]\n"
+NAMES += "EDGES = [34, 64, 83, 96, 113, 137]\n"
+CATEGORY = "def category(wind_kt):\n    return "
+TEST = "def test_forecast(forecast):\n    a = forecast(ian)\n"
+TIME = "    assert a.valid_time == ian.time + timedelta(hours=24)\n"
+WINDS = "    assert a.wind_kt_low <= a.wind_kt <= a.wind_kt_high\n"
+NAMED = "    assert a.category == category(a.wind_kt)"
+POST = "refused = requests.post(server.url + '/forecast', "
+GET = "@app.get('/category')\ndef get_category("
+
+# "right": answers in other ways than the solution's; "wrong": what nobody foresaw; the rest by mistake.
+ANSWERS = {
+    "01.1": {
+        "right": ["per_season = storms.drop_duplicates('storm_id').season.value_counts()",
+                  "ids = {s: set(rows.storm_id) for s, rows in storms.groupby('season')}\n"
+                  "per_season = pd.Series({s: float(len(ids[s])) for s in ids})"],
+        "counted_records": ["per_season = storms.groupby('season').size()",
+                            "per_season = storms.season.value_counts()"],
+        "calendar_year": ["per_season = storms.groupby(storms.time.dt.year).storm_id.nunique()"],
+        "wrong": ["per_season = storms.groupby('season').name.unique()",
+                  "per_season = storms.storm_id.nunique()", "per_season = {1975: 8}",
+                  "per_season = storms.groupby('season')[['storm_id']].nunique()", "per_season = [1, 2]"],
+    },
+    "01.2": {
+        "right": ["double = storms.duplicated(['storm_id', 'time'])\n"
+                  "six_hourly = storms[storms.time.dt.hour.isin([0, 6, 12, 18]) & ~double]\n"
+                  "six_hourly = six_hourly.reset_index(drop=True).astype({'wind_kt': int})",
+                  "six_hourly = storms.groupby(['storm_id', 'time']).head(1).query('time.dt.hour % 6 == 0')\n"
+                  "six_hourly = six_hourly.sort_values('wind_kt')"],
+        "doubles_left": ["six_hourly = storms[storms.time.dt.hour % 6 == 0]",
+                         "six_hourly = storms[storms.time.dt.hour % 6 == 0].drop_duplicates()"],
+        "kept_the_last": ["six_hourly = storms[storms.time.dt.hour % 6 == 0]\n"
+                          "six_hourly = six_hourly.drop_duplicates(['storm_id', 'time'], keep='last')"],
+        "one_storm_a_time": ["six_hourly = storms[storms.time.dt.hour % 6 == 0].drop_duplicates('time')"],
+        "all_hours": ["six_hourly = storms.drop_duplicates(['storm_id', 'time'])"],
+        "wrong": ["six_hourly = storms.time.dt.hour % 6 == 0", "six_hourly = storms.iloc[::6]",
+                  "six_hourly = storms[['storm_id', 'wind_kt']]", "six_hourly = 19054"],
+    },
+    "02.1": {
+        "right": ["columns = ['wind_kt_in_24h', 'wind_kt']\n"
+                  "then, now = examples.loc[examples.season == 2017, columns].to_numpy().T\n"
+                  + SCORE + "float(sum(abs(then - now)) / len(now))",
+                  SCORE + "round(change_kt.abs().groupby(examples.season).mean()[2017], 1)"],
+        "no_absolute_value": [SCORE + "change_kt[examples.season == 2017].mean()",
+                              SCORE + "-change_kt[examples.season == 2017].mean()"],
+        "squared": [SCORE + "(change_kt[examples.season == 2017] ** 2).mean() ** 0.5"],
+        "all_seasons": [SCORE + "change_kt.abs().mean()"],
+        "wrong": [SCORE + "change_kt[examples.season == 2017].abs()", SCORE + "'15.0'",
+                  SCORE + "change_kt[examples.season == 2016].abs().mean()", SCORE + "np.nan"],
+    },
+    "02.2": {
+        "right": ["def split_by_storm(table):\n"
+                  "    fold = table.storm_id.factorize()[0] % 5\n"
+                  "    return list(fold != 0), [int(f == 0) for f in fold]",
+                  "from sklearn.model_selection import GroupShuffleSplit\n"
+                  "def split_by_storm(table):\n"
+                  "    splitter = GroupShuffleSplit(test_size=0.2, random_state=0)\n"
+                  "    train, test = next(splitter.split(table, groups=table.storm_id))\n"
+                  "    test = np.isin(np.arange(len(table)), test)\n"
+                  "    return np.array([~test, test])",
+                  "def split_by_storm(table):\n"
+                  "    table = table.sample(frac=1, random_state=0)  # masks keep the rows' names\n"
+                  "    return table.season < 2015, table.season >= 2015"],
+        "not_masks": ["def split_by_storm(table):\n    print(table.storm_id.isin(['2022-Ian']))",
+                      SPLIT + "table[table.season < 2015], table[table.season >= 2015]",
+                      SPLIT + "np.arange(9000), np.arange(9000, len(table))",
+                      SPLIT + "table.season < 2015"],
+        "row_not_in_one": [SPLIT + "table.season <= 2015, table.season >= 2015",
+                           SPLIT + "table.season < 2014, table.season > 2014"],
+        "storm_on_both_sides": ["def split_by_storm(table):\n"
+                                "    test = np.random.default_rng(0).random(len(table)) < 0.2\n"
+                                "    return ~test, test"],
+        "wrong_size": [SPLIT + "table.season >= 2015, table.season < 2015",
+                       SPLIT + "table.season < 2022, table.season >= 2022"],
+        "error": [SPLIT + "tabel", "split_by_storm = 0.2"],
+    },
+    "02.3": {
+        "right": [COVERAGE + "truth.between(low, high).mean()",
+                  "def coverage(low, high, truth):\n"
+                  "    inside = [a <= b <= c for a, b, c in zip(low, truth, high)]\n"
+                  "    return sum(inside) / len(inside)"],
+        "edges_outside": [COVERAGE + "((low < truth) & (truth < high)).mean()",
+                          COVERAGE + "((low <= truth) & (truth < high)).mean()",
+                          COVERAGE + "((low < truth) & (truth <= high)).mean()"],
+        "one_edge": [COVERAGE + "(truth <= high).mean()",
+                     COVERAGE + "(low <= truth).mean()",
+                     COVERAGE + "((low <= truth) | (truth <= high)).mean()"],
+        "not_a_share": [COVERAGE + "truth.between(low, high).mean() * 100",
+                        COVERAGE + "truth.between(low, high).sum()"],
+        "python_and": [COVERAGE + "(low <= truth <= high).mean()",
+                       COVERAGE + "(low <= truth and truth <= high).mean()",
+                       COVERAGE + "(low <= truth & truth <= high).mean()"],
+        "wrong": [COVERAGE + "1 - truth.between(low, high).mean()",
+                  COVERAGE + "truth.between(low, high)",
+                  "def coverage(low, high, truth):\n    print(truth.between(low, high).mean())"],
+        "error": [COVERAGE + "sum(truth[i] > low[i] for i in range(len(truth)))"],
+    },
+    "03.1": {
+        "right": ["def category(wind_kt):\n"
+                  "    if wind_kt < 34: return 'tropical depression'\n"
+                  "    if wind_kt < 64: return 'tropical storm'\n"
+                  "    return f'category {1 + sum(wind_kt >= edge for edge in (83, 96, 113, 137))}'",
+                  NAMES + CATEGORY + "np.array(names)[bisect.bisect(EDGES, wind_kt)]"],
+        "edges_too_high": [NAMES + CATEGORY + "names[bisect.bisect_left(EDGES, wind_kt)]"],
+        "miles_an_hour": [NAMES + CATEGORY + "names[bisect.bisect([39, 74, 96, 111, 130, 157], wind_kt)]"],
+        "weakest_first": ["def category(wind_kt):\n"
+                          "    if wind_kt >= 34: return 'tropical storm'\n"
+                          "    elif wind_kt >= 64: return 'category 1'\n"
+                          "    return 'tropical depression'"],
+        "wrong": [CATEGORY + "bisect.bisect([64, 83, 96, 113, 137], wind_kt)",
+                  "def category(wind_kt):\n    print('category 1')",
+                  CATEGORY + "solution(wind_kt).title()",
+                  CATEGORY + "solution(wind_kt) if wind_kt == int(wind_kt) else None"],
+        "error": ["def category(): return 'category 1'"],
+    },
+    "03.2": {
+        "right": ["def test_forecast(forecast):\n"
+                  "    for wind in (20, 64, 150):\n"
+                  "        a = forecast(ian.model_copy(update={'wind_kt': wind}))\n"
+                  "        assert isinstance(a, Forecast)\n"
+                  "        assert (a.valid_time - ian.time).total_seconds() == 24 * 3600\n"
+                  "        assert sorted([a.wind_kt_high, a.wind_kt_low, a.wind_kt]) == "
+                  "[a.wind_kt_low, a.wind_kt, a.wind_kt_high]\n"
+                  "        assert category(a.wind_kt) in a.category",
+                  "def test_forecast(forecast):\n"
+                  "    a = forecast(storm=ian).model_dump()\n"
+                  "    if a['valid_time'] != ian.time + pd.Timedelta(days=1): raise AssertionError('time')\n"
+                  "    low, wind, high = (a['wind_kt' + end] for end in ('_low', '', '_high'))\n"
+                  "    if wind < low or wind > high: raise AssertionError('winds')\n"
+                  "    if a['category'] != category(a['wind_kt']): raise AssertionError('category')"],
+        "too_strict": ["def test_forecast(forecast):\n    assert forecast(ian).wind_kt == 100",
+                       "def test_forecast(forecast):\n    assert forecast(ian).category == 'category 3'"],
+        "asserts_nothing": ["def test_forecast(forecast):\n    print(forecast(ian))",
+                            TEST + "    a.wind_kt >= 0",
+                            TEST + "    return a.category == category(a.wind_kt)"],
+        "time_unchecked": [TEST + "    assert a.valid_time > ian.time\n" + WINDS + NAMED],
+        "winds_unchecked": [TEST + TIME + "    assert a.wind_kt_low <= a.wind_kt_high\n" + NAMED],
+        "category_unchecked": [TEST + TIME + WINDS + "    assert a.category.startswith('category')"],
+        "error": ["def test_forecast(forecast):\n    assert answer.wind_kt > 0",
+                  "def test_forecast(forecast):\n    import pytest\n    pytest.fail('always')"],
+    },
+    "04.1": {
+        "right": ["ian['wind_kt'] = -5\n"
+                  "refused = requests.request('POST', server.url + '/forecast', json=ian)",
+                  POST + "data=json.dumps(ian | {'wind_kt': 1e6}),\n"
+                  "                        headers={'Content-Type': 'application/json'})"],
+        "status_None": [POST + "json=ian | {'wind_kt': 400}).json()",
+                        "refused = 422"],
+        "status_200": [POST + "json=ian)"],
+        "status_404": ["refused = requests.post(f'{server.url}/forecasts', json=ian | {'wind_kt': 400})"],
+        "status_405": ["refused = requests.get(f'{server.url}/forecast', json=ian | {'wind_kt': 400})"],
+        "not_json": [POST + "data=ian | {'wind_kt': 400})"],
+        "other_reason": [POST + "json=ian | {'latitude': 400})",
+                         POST + "json=ian | {'wind_kt': '400'})",
+                         POST + "json={'wind_kt': 400})"],
+        "wrong": [POST + "json=ian | {'wind_kt': 150})"],
+    },
+    "04.2": {
+        "right": ["class Answer(BaseModel):\n    category: str\n"
+                  "@app.get('/category', response_model=Answer)\n"
+                  "async def get_category(wind_kt: Annotated[float, Query(ge=0, le=250)]):\n"
+                  "    return Answer(category=category(wind_kt))",
+                  "router = APIRouter()\n"
+                  "@router.get('/')\n"
+                  "def get_category(wind_kt: float = 0): return dict(category=category(wind_kt))\n"
+                  "app.include_router(router, prefix='/category')"],
+        "status_404": ["@app.get('/categories')\n"
+                       "def get_category(wind_kt: float): return {'category': category(wind_kt)}",
+                       "@app.get('/category/{wind_kt}')\n"
+                       "def get_category(wind_kt: float): return {'category': category(wind_kt)}"],
+        "status_405": ["@app.post('/category')\n"
+                       "def get_category(wind_kt: float): return {'category': category(wind_kt)}"],
+        "status_422": [GET + "wind: float): return {'category': category(wind)}"],
+        "status_500": [GET + "wind_kt): return {'category': category(wind_kt)}",
+                       GET + "wind_kt: float) -> dict: return category(wind_kt)"],
+        "not_typed": [GET + "wind_kt): return {'category': category(float(wind_kt))}"],
+        "bare_text": [GET + "wind_kt: float): return category(wind_kt)"],
+        "wrong": [GET + "wind_kt: float): return {'category': 'category 1'}",
+                  GET + "wind_kt: int): return {'category': category(wind_kt)}",
+                  GET + "wind_kt: float): return {'kind': category(wind_kt)}"],
+        "error": ["app = 'http://127.0.0.1:8000'"],
+    },
+}
+CASES = [(number, mistake, text)
+         for number in ANSWERS for mistake, texts in ANSWERS[number].items() for text in texts]
+
+
+@pytest.fixture(scope="module")
+def live_server(tmp_path_factory):
+    path = tmp_path_factory.mktemp("app") / "exercise_app.py"
+    path.write_text(APP)
+    spec = importlib.util.spec_from_file_location("exercise_app", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    started = server.launch(module.app, name="exercise_app")
+    yield started
+    server._running.pop("exercise_app").stop()
+
+
+@pytest.fixture(scope="module")
+def befores():
+    """The names that each notebook has defined before its exercises, made once."""
+    made = {}
+    for notebook, text in BEFORE.items():
+        made[notebook] = {}
+        exec(dedent(text), made[notebook])
+    return made
+
+
+class Learner:
+    """A learner's kernel at one exercise: runs its cells, or an answer of the learner's own."""
+
+    def __init__(self, number, names):
+        _, _, self.starter, self.question, self.solution = (
+            getattr(cell, "source", cell) for cell in EXERCISES[number])
+        self.names = dict(names) | {"check": lesson.check, "accepted": lesson.accepted}
+        self.variable = ast.parse(self.question).body[0].value.args[1].id
+
+    def run(self, text):
+        """Run the text of a cell, then the check cell; return what the check says."""
+        exec(text, self.names)
+        return eval(self.question, self.names)
+
+    @property
+    def answer(self):
+        return self.names[self.variable]
+
+
+@pytest.fixture
+def learner(befores, request):
+    """Begin an exercise with its starter run, in a fresh kernel."""
+    def begin(number):
+        names = befores[number[:2]]
+        if number == "04.1":
+            names = names | {"server": request.getfixturevalue("live_server"), "ian": dict(names["ian"])}
+        person = Learner(number, names)
+        exec(person.starter, person.names)
+        return person
+    lesson.RESULTS.clear()
+    yield begin
+    lesson.RESULTS.clear()
+
+
+# --- the form ---
+
+def test_the_checks_and_the_notebooks_know_the_same_exercises_and_each_notebook_has_two():
+    assert sorted(EXERCISES) == sorted(lesson.EXERCISES) == sorted(ANSWERS)
+    for number, (notebook, *_) in EXERCISES.items():
+        assert number[:2] == notebook[:2]
+    for notebook in BEFORE:
+        assert sum(number[:2] == notebook for number in EXERCISES) >= 2, f"notebook {notebook}"
+
+
+@each_exercise
+def test_every_exercise_has_the_same_form(number):
+    _, prompt, starter, check, solution = EXERCISES[number]
+    title, _, task = prompt.source.partition("\n\n")
+    assert prompt.cell_type == "markdown" and title.startswith(f"### Exercise {number} · ") and task
+    call = ast.parse(check.source).body
+    assert len(call) == 1 and call[0].value.func.id == "check" and call[0].value.args[0].value == number
+    assert solution.source.startswith(f"# Solution of {number}: open me when you have tried")
+    assert solution.metadata.jupyter.source_hidden is True
+    assert f'if not accepted("{number}"):' in solution.source
+    assert "jupyter" not in starter.metadata and "jupyter" not in check.metadata  # both are seen
+
+
+# --- the checks ---
+
+@each_exercise
+def test_an_untouched_starter_is_not_yet_and_the_solution_is_accepted(number, learner):
+    person = learner(number)
+    result = person.run("")
+    assert result.mistake == "untouched" and not result.accepted and result.text.startswith("Not yet")
+    assert not lesson.accepted(number)
+    assert person.run(person.solution).accepted
+
+
+@pytest.mark.parametrize("number, mistake, text", CASES)
+def test_an_answer_gets_what_fits_it(number, mistake, text, learner):
+    person = learner(number)
+    if "solution" in text:
+        person.run(person.solution.replace("category(", "solution("))
+    result = person.run(text)
+    assert (result.mistake or "right") == mistake, result
+    assert result.accepted == lesson.accepted(number) == (mistake == "right")
+    assert "{}" not in result.text
+
+
+@each_exercise
+def test_every_mistake_that_a_check_names_is_tried_and_has_its_own_hint(number):
+    words = lesson.EXERCISES[number][1]
+    named = words.keys() - lesson.COMMON.keys() - {"right", "wrong"}
+    assert len(named) >= 2 and named <= ANSWERS[number].keys() <= words.keys()
+    assert len(ANSWERS[number]["right"]) >= 2
+    assert {"wrong", "error"} & ANSWERS[number].keys(), "an answer that nobody foresaw"
+    assert len(set(words.values())) == len(words), "two mistakes share a hint"
+
+
+def test_every_mistake_that_is_common_to_all_exercises_is_tried():
+    tried = {mistake for answers in ANSWERS.values() for mistake in answers}
+    assert lesson.COMMON.keys() - tried == {"untouched", "nothing"}, "these two have tests of their own"
+
+
+@each_exercise
+def test_an_answer_that_was_accepted_outlives_the_solution_and_a_wrong_one_does_not(number, learner):
+    person = learner(number)
+    assert person.run(ANSWERS[number]["right"][0]).accepted
+    mine = person.answer
+    exec(person.solution, person.names)
+    assert person.answer is mine
+    assert person.run(person.solution).accepted and person.answer is mine
+    exec(person.starter, person.names)
+    assert not person.run("").accepted
+    assert person.run(person.solution).accepted and person.answer is not mine
+
+
+# --- checks never raise, whatever the answer is or does ---
+
+class Hostile:
+    """An object of which nothing works."""
+
+    def fail(self, *args, **kwargs):
+        raise RuntimeError("hostile")
+
+    __eq__ = __hash__ = __repr__ = __str__ = __len__ = __iter__ = __bool__ = __getattr__ = __getitem__ = fail
+    __array__ = __float__ = __format__ = __call__ = fail
+
+
+class HostileError(Exception):
+    """An error that does not say what is wrong."""
+
+    __repr__ = __str__ = Hostile.fail
+
+
+def gives(value):
+    return lambda *args, **kwargs: value
+
+
+def raises(error):
+    def function(*args, **kwargs):
+        raise error
+    return function
+
+
+def recurses(*args, **kwargs):
+    return recurses(*args, **kwargs)
+
+
+ODD = [0, -1.5, float("nan"), True, "", "category 1", b"\xff", [], {}, (), object(), object, len,
+       Hostile(), Hostile, gives(0), gives(""), gives([]), gives((1, 2)), gives(...), gives(Hostile()),
+       gives([Hostile(), Hostile()]), raises(ValueError("<b>&</b>")), raises(HostileError()), recurses,
+       raises(SystemExit(1)), raises(AssertionError()), raises(pytest.fail.Exception("no"))]
+
+
+@each_exercise
+def test_a_check_refuses_anything_odd_with_words_and_never_raises(number, learner):
+    for odd in ODD:
+        result = lesson.check(number, odd)
+        assert not result.accepted and result.text and result.mistake != "untouched"
+
+
+@each_exercise
+def test_none_is_not_taken_for_an_untouched_starter(number):
+    result = lesson.check(number, None)
+    assert result.mistake == "nothing" and "return" in result.text
+
+
+def test_the_stop_button_stops_a_check():
+    with pytest.raises(KeyboardInterrupt):
+        lesson.check("03.1", raises(KeyboardInterrupt()))
+
+
+def test_a_function_that_spoils_its_table_does_not_spoil_the_next_check(learner):
+    person = learner("02.2")
+    spoil = """
+def split_by_storm(table):
+    table['storm_id'] = 'x'
+    table['season'] -= 1
+    table.loc[:, 'wind_kt'] *= 2
+    return table, table"""
+    assert person.run(spoil).mistake == "not_masks"
+    assert person.run(person.solution).accepted
+    person = learner("02.1")
+    assert person.run(person.solution).accepted
+
+
+def test_a_result_shows_as_text_and_as_html_in_which_the_hint_is_text():
+    result = lesson.check("02.3", raises(ValueError("<b>&</b>")))
+    assert repr(result) == "✘ 02.3: Your answer could not be checked: ValueError: <b>&</b>"
+    assert "&lt;b&gt;&amp;&lt;/b&gt;" in result._repr_html_() and "<b>&" not in result._repr_html_()
+    assert [repr(lesson.check("03.1", answer))[0] for answer in (..., category)] == ["…", "✔"]
+    assert "alert-info" in lesson.check("03.1", ...)._repr_html_()
+    assert "alert-success" in lesson.check("03.1", category)._repr_html_()

@@ -1,0 +1,207 @@
+"""The environment: what is named, locked and installed agrees; a set-up gets there from whatever it finds."""
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from test_cli import checkout, copy_checkout, surroundings, workshop  # two of them fixtures
+from workshop import ROOT
+
+PROJECT = tomllib.loads(Path(ROOT, "pyproject.toml").read_text())["project"]
+
+
+def locked():
+    """The lock's entries that apply here: name -> (Requirement, number of hashes)."""
+    blocks = re.findall(r"(?m)^[a-z0-9].*(?:\n[ \t].*)*", Path(ROOT, "requirements.txt").read_text())
+    entries = [(Requirement(block.split("\\")[0].strip()), block.count("--hash=sha256:")) for block in blocks]
+    return {canonicalize_name(need.name): (need, hashes) for need, hashes in entries
+            if need.marker is None or need.marker.evaluate()}
+
+
+def test_the_lock_holds_exactly_what_the_project_needs():
+    lock, seen = locked(), set()
+    queue = [Requirement(line) for line in PROJECT["dependencies"]]
+    while queue:
+        need = queue.pop()
+        name = canonicalize_name(need.name)
+        assert name in lock, f"{need} is needed, and is not in requirements.txt"
+        entry, hashes = lock[name]
+        (pin,) = entry.specifier
+        assert pin.operator == "==" and hashes, f"{entry} has no exact version with hashes"
+        assert need.specifier.contains(pin.version, prereleases=True), f"{need} is needed, not {entry}"
+        for extra in {"", *need.extras} - {done for known, done in seen if known == name}:
+            seen.add((name, extra))
+            more = [Requirement(line) for line in metadata.requires(name) or ()]
+            queue += [each for each in more if each.marker is None or each.marker.evaluate({"extra": extra})]
+    assert set(lock) == {name for name, _ in seen}, "the lock has entries that nothing needs"
+
+
+def test_environment_yml_brings_python_and_hands_over_to_the_lock():
+    environment = yaml.safe_load(Path(ROOT, "environment.yml").read_text())
+    python, pip, handed_over = environment["dependencies"]
+    assert SpecifierSet(python.removeprefix("python ")) == SpecifierSet(PROJECT["requires-python"])
+    assert (pip, handed_over) == ("pip", {"pip": ["-r requirements.txt"]})
+    assert environment["channels"] == ["conda-forge"]
+
+
+def test_the_hosted_ci_runs_the_same_script_on_every_python_we_name():
+    job = yaml.safe_load(Path(ROOT, ".github/workflows/ci.yml").read_text())["jobs"]["test"]
+    assert {"run": "bash .ci/run"} in job["steps"]
+    supported = SpecifierSet(PROJECT["requires-python"]).filter(f"3.{minor}" for minor in range(30))
+    assert job["strategy"]["matrix"]["python"] == list(supported)
+    assert Path(ROOT, ".ci/run").read_text().rstrip().endswith("\npython3 -m workshop test")
+
+
+# --- the long runs: whole environments ---
+
+def bare(version=f"3.{sys.version_info.minor}"):
+    """Command of a Python without packages of its own, as a fresh machine has it."""
+    if version == f"3.{sys.version_info.minor}":
+        return os.path.realpath(sys.executable), "-S"
+    found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    python = str(found[0]) if found else shutil.which(f"python{version}")
+    if not python:
+        pytest.skip(f"no Python {version} on this machine")
+    return python, "-S"
+
+
+def without_uv():
+    """A search path on which `uv` is not found."""
+    places = [place for place in os.environ["PATH"].split(os.pathsep) if not shutil.which("uv", path=place)]
+    return {"PATH": os.pathsep.join(places)}
+
+
+def installed(folder):
+    """Whether the folder's .venv is finished, has the course's packages, and its doctor is content."""
+    python = folder / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    check = "from workshop import __main__ as m, doctor as d; print(m.finished(), d.lacking(every_file=True))"
+    answer = subprocess.run([python, "-c", check], cwd=folder, capture_output=True, text=True)
+    return answer.stdout == "True []\n"
+
+
+def kill_when(process, condition, with_signal):
+    """Send a signal to a process and its children once a condition holds."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None, "too late to interrupt it"
+        time.sleep(0.01)
+    os.killpg(process.pid, with_signal)
+    return process.wait(timeout=60)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_a_fresh_clone_sets_itself_up_and_is_used_from_then_on(version, checkout, surroundings):
+    astray = {"PYTHONPATH": "/nowhere", "VIRTUAL_ENV": "/nowhere", "PIP_USER": "1", "PIP_TARGET": "/nowhere"}
+    first = workshop(checkout, "run", "00", env=surroundings | astray, python=bare(version))
+    assert first.returncode == 0, first
+    assert installed(checkout)
+    second = workshop(checkout, "run", "00", env=surroundings, python=bare(version))
+    assert second.returncode == 0 and "environment" not in second.stdout + second.stderr
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("stage", ["bin/python", "bin/uv", "lib/python3*/site-packages/pandas"])
+def test_an_interrupted_setup_is_repaired(stage, with_signal, checkout, surroundings):
+    env = surroundings | without_uv()
+    process = subprocess.Popen([*bare(), "-m", "workshop", "setup"], cwd=checkout, env=env, text=True,
+                               stderr=subprocess.PIPE, start_new_session=True)
+    code = kill_when(process, lambda: any((checkout / ".venv").glob(stage)), with_signal)
+    errors = process.stderr.read()
+    process.stderr.close()
+    if with_signal == signal.SIGINT:
+        assert code == 130 and "Interrupted. The same command goes on from here." in errors
+    assert not installed(checkout)
+    assert workshop(checkout, "setup", env=surroundings, python=bare()).returncode == 0
+    assert installed(checkout)
+
+
+@pytest.mark.campaign
+def test_a_finished_environment_that_broke_or_aged_is_repaired(checkout, surroundings):
+    def setup(verb="setup"):
+        answer = workshop(checkout, verb, *(["00"] if verb == "run" else []), env=surroundings, python=bare())
+        assert answer.returncode == 0, answer
+        assert installed(checkout)
+
+    setup()
+    (checkout / ".venv/bin/python").unlink()
+    (checkout / ".venv/bin/python").symlink_to("/nowhere/python")  # as after the system's Python was upgraded
+    setup("run")
+    with open(checkout / "requirements.txt", "a") as lock:
+        lock.write("# another lock\n")
+    setup("run")
+    lost = next((checkout / ".venv").glob("lib/python3*/site-packages/pandas/core/frame.py"))
+    lost.unlink()
+    setup()
+    assert lost.exists()
+
+
+@pytest.mark.campaign
+def test_two_setups_at_once_do_not_disturb_each_other(checkout, surroundings):
+    command = [*bare(), "-m", "workshop", "setup"]
+    both = [subprocess.Popen(command, cwd=checkout, env=surroundings) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    assert installed(checkout)
+
+
+@pytest.mark.campaign
+def test_no_network_gets_a_clear_line_and_the_next_attempt_goes_on(checkout, surroundings):
+    nowhere = "http://127.0.0.1:9/simple"
+    offline = {"PIP_INDEX_URL": nowhere, "PIP_NO_CACHE_DIR": "1", "PIP_RETRIES": "0", "PIP_FIND_LINKS": "",
+               "PIP_CONFIG_FILE": os.devnull, "UV_DEFAULT_INDEX": nowhere, "UV_NO_CACHE": "1"}
+    answer = workshop(checkout, "lab", env=surroundings | without_uv() | offline, python=bare())
+    assert answer.returncode == 1
+    assert "Traceback" not in answer.stdout + answer.stderr
+    assert "Is there a network? The same command tries again" in answer.stderr.splitlines()[-1]
+    assert workshop(checkout, "setup", env=surroundings, python=bare()).returncode == 0
+    assert installed(checkout)
+
+
+@pytest.mark.campaign
+@pytest.mark.skipif(os.name == "nt", reason="Debian's Python is not for Windows")
+def test_a_python_without_ensurepip_gets_the_line_that_mends_it(checkout, surroundings, tmp_path):
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    home = tmp_path / "home" / "lib" / stdlib.name  # the same library, but as Debian ships it
+    home.mkdir(parents=True)
+    for part in stdlib.iterdir():
+        if part.name not in ("ensurepip", "site-packages"):
+            (home / part.name).symlink_to(part)
+    env = surroundings | without_uv() | {"PYTHONHOME": str(tmp_path / "home")}
+    answer = workshop(checkout, "lab", env=env, python=bare())
+    assert answer.returncode == 1
+    assert answer.stderr.endswith(f"\nsudo apt install python3.{sys.version_info.minor}-venv\n")
+    assert "apt install" in workshop(checkout, "doctor", env=env, python=bare()).stdout
+    uv = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    assert workshop(checkout, "setup", env=env | uv, python=bare()).returncode == 0  # uv can do without it
+    assert installed(checkout)
+
+
+@pytest.mark.campaign
+def test_plain_commands_work_in_a_plain_environment(surroundings, tmp_path):
+    folder = copy_checkout(tmp_path / "clone")
+    subprocess.run([*bare(), "-m", "venv", tmp_path / "env"], check=True)
+    tools = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
+
+    def plain(*command, **options):
+        command = [tools / command[0], *command[1:]]
+        return subprocess.run(command, cwd=folder, env=surroundings, check=True, **options)
+
+    plain("pip", "install", "--quiet", "--require-hashes", "-r", "requirements.txt")
+    assert workshop(folder, "setup", env=surroundings, python=(tools / "python",)).returncode == 0
+    assert not (folder / ".venv").exists()
+    assert plain("jupyter", "lab", "--version", capture_output=True, text=True).stdout.startswith("4.")
+    plain("pytest", "--nbval", "notebooks")
