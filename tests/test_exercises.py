@@ -179,7 +179,7 @@ ANSWERS = {
         "wrong": [COVERAGE + "1 - truth.between(low, high).mean()",
                   COVERAGE + "truth.between(low, high)",
                   "def coverage(low, high, truth):\n    print(truth.between(low, high).mean())"],
-        "error": [COVERAGE + "sum(truth[i] > low[i] for i in range(len(truth)))"],
+        "row_label": [COVERAGE + "sum(truth[i] > low[i] for i in range(len(truth)))"],
     },
     "03.1": {
         "right": ["def category(wind_kt):\n"
@@ -257,6 +257,8 @@ ANSWERS = {
         "status_405": ["@app.post('/category')\n"
                        "def get_category(wind_kt: float): return {'category': category(wind_kt)}"],
         "status_422": [GET + "wind: float): return {'category': category(wind)}"],
+        "calls_itself": ["@app.get('/category')\n"
+                         "def category(wind_kt: float): return {'category': category(wind_kt)}"],
         "status_500": [GET + "wind_kt): return {'category': category(wind_kt)}",
                        GET + "wind_kt: float) -> dict: return category(wind_kt)"],
         "not_typed": [GET + "wind_kt): return {'category': category(float(wind_kt))}"],

@@ -145,7 +145,7 @@ def test_the_forecast_of_a_row_does_not_depend_on_its_neighbours(model, examples
 
 @pytest.mark.parametrize("last_season", [1900, 1974])
 def test_too_few_seasons_are_refused_with_what_is_needed(examples, last_season):
-    words = f"0 storms up to season {last_season}: 10 or more are needed; the examples begin with season 1975"
+    words = f"0 storms up to {last_season}, 10 or more are needed; the first season is 1975"
     with pytest.raises(ValueError, match=re.escape(words)):
         train(examples, last_season=last_season)
 

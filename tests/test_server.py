@@ -128,7 +128,7 @@ def test_an_app_in_a_cell_answers_and_running_the_cells_again_replaces_it(kernel
                      f"Its docs, for your browser: {url}/docs")
     assert requests.post(f"{url}/double", params={"x": 4}).json() == {"answer": 8}
 
-    run(kernel, TRIPLE, LAUNCH)
+    run(kernel, TRIPLE + "other = FastAPI()", LAUNCH)  # served is the one that is launched, by its name
     second, same_port, _ = where(kernel)
     assert same_port == port and second != first
     assert requests.post(f"{url}/double", params={"x": 4}).json() == {"answer": 12}
@@ -153,9 +153,9 @@ START_UP_ERRORS = {
         (["from fastapi import FastAPI"], APP.replace("from fastapi import FastAPI", ""),
          "  the app's cell, line 1, in <module>\n", "NameError: name 'FastAPI' is not defined",
          "sees only the text of this cell"),
-    "a function uses what another cell defines":
-        (["factor = 2"], APP.replace("2 * x", "factor * x"),
-         "NameError: name 'factor' is not defined (in the function double)", "the text of this cell"),
+    "it uses what another cell defines":
+        (["factor = 2"], APP.replace("app =", "twice = factor\napp ="), "  the app's cell, line 2, in <module>\n",
+         "NameError: name 'factor' is not defined", "sees only the text of this cell"),
     "it fails in its lifespan":
         ([], "from contextlib import asynccontextmanager\n@asynccontextmanager\nasync def life(app):\n"
          "    1 / 0\n    yield\n" + APP.replace("title=", "lifespan=life, title="),
@@ -188,10 +188,14 @@ def test_a_route_in_another_cell_gets_a_clear_error(kernel):
     route = "@app.get('/more')\ndef more() -> int:\n    return 1"
     shown = run(kernel, APP, route, LAUNCH)
     assert shown == (
-        "ServerError: /double and /more stand in two cells. The server is another process: it sees only the text of "
-        "this cell, so the app's cell must hold the whole app.")
+        "ServerError: /double and /more are in two cells. The server is another process: it sees only the "
+        "text of this cell, so one cell must hold the whole app.")
     run(kernel, APP + route, LAUNCH)
     assert requests.get(f"http://127.0.0.1:{where(kernel)[1]}/more").json() == 1
+    router = ("from fastapi import APIRouter, FastAPI\nrouter = APIRouter()\n"
+              "@router.get('/r')\ndef r() -> int: return 5\n")
+    run(kernel, router + "app = FastAPI()\napp.include_router(router)", LAUNCH)
+    assert requests.get(f"http://127.0.0.1:{where(kernel)[1]}/r").json() == 5
     assert "no FastAPI app where its first endpoint stands" in run(
         kernel, "def f() -> int: return 1", "app = FastAPI()\napp.get('/')(f)", LAUNCH)
     assert "has no endpoint" in run(kernel, "app = FastAPI()", LAUNCH)
@@ -242,6 +246,38 @@ def test_nothing_is_left_when_a_headless_run_has_ended(tmp_path, monkeypatch):
     assert "http://127.0.0.1:" in notebook.cells[1].outputs[0].data["text/html"]
     pid, port, folder = notebook.cells[2].outputs[0].text.split()
     eventually(lambda: gone(int(pid), int(port), folder))
+
+
+UNSPEAKABLE = ['{"x": NaN}', '{"x": Infinity}', '{"x": 1e400}', '{"x": "\\ud800"}', '{"\\ud800": 1}', "[" * 500, "",
+               "null", "[]", '"text"', "x=1", '{"x": ' + "9" * 5000 + "}", '{"x": "' + "a" * 100_000 + '"}']
+
+
+@pytest.mark.parametrize("body", UNSPEAKABLE, ids=range(len(UNSPEAKABLE)))
+@pytest.mark.parametrize("kind", ["application/json", "text/plain"])
+def test_whatever_is_sent_is_refused_in_words_and_is_never_the_servers_fault(strict, body, kind):
+    answer = requests.post(f"{strict.url}/square", data=body, headers={"Content-Type": kind}, timeout=10)
+    assert len(answer.content) < 2000
+    if "99999" in body and answer.status_code == 400:
+        return  # more digits than Python reads as a number: FastAPI says that the body can't be parsed
+    assert answer.status_code == 422
+    assert all(problem["msg"] and problem["loc"] for problem in answer.json()["detail"])
+    if kind == "text/plain" and body:
+        assert "Content-Type: application/json" in answer.text
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory):
+    """An app whose body is a class with one strict number."""
+    path = tmp_path_factory.mktemp("strict") / "strict_app.py"
+    path.write_text("from fastapi import FastAPI\nfrom pydantic import BaseModel, Field\napp = FastAPI()\n"
+                    "class Number(BaseModel, extra='forbid'):\n    x: float = Field(strict=True, le=100)\n"
+                    "@app.post('/square')\ndef square(number: Number) -> float:\n    return number.x ** 2\n")
+    spec = importlib.util.spec_from_file_location("strict_app", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    started = server.launch(module.app, name="strict")
+    yield started
+    started.stop()
 
 
 # --- ports, files, time ---
@@ -336,7 +372,8 @@ def test_the_docs_need_no_network_and_know_their_prefix(launched, docs_url):
     anything = "@app.get('/{anything:path}')\ndef anything(anything: str) -> str:\n    return anything\n"
     started = launched(APP.replace("title=", f"docs_url={docs_url!r}, title=") + anything)
     frame = html.unescape(started.docs(300).data)
-    assert f'location.replace("{started.public_url}{docs_url}")' in frame and 'title="API documentation"' in frame
+    assert f'location.replace("{started.public_url}{docs_url}")' in frame
+    assert 'title="API documentation"' in frame
     assert f'<a href="{started.public_url}{docs_url}" target="_blank">' in started._repr_html_()
     assert "servers" not in check_docs(started.url + docs_url)
     assert requests.get(f"{started.url}/redoc").json() == "redoc"  # free: ReDoc needs a network

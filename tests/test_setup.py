@@ -62,7 +62,7 @@ def test_the_hosted_ci_runs_the_same_script_on_every_python_we_name():
     assert {"run": "bash .ci/run"} in job["steps"]
     supported = SpecifierSet(PROJECT["requires-python"]).filter(f"3.{minor}" for minor in range(30))
     assert job["strategy"]["matrix"]["python"] == list(supported)
-    assert Path(ROOT, ".ci/run").read_text().rstrip().endswith("\npython3 -m workshop test")
+    assert "python3 -m workshop test" in Path(ROOT, ".ci/run").read_text().splitlines()
 
 
 # --- the long runs: whole environments ---

@@ -393,3 +393,8 @@ def test_valid_records_written_as_text_are_read_back_exactly(tmp_path, archive):
     expected = pd.DataFrame(expected, columns=COLUMNS[1:])
     pd.testing.assert_frame_equal(storms[COLUMNS[1:]], expected, check_exact=True, check_dtype=False)
     assert storms.storm_id.nunique() == len(archive)
+
+
+def test_depressions_are_in_the_archive_from_1991_on_only(storms):
+    strongest = storms.groupby(["season", "storm_id"]).wind_kt.max()
+    assert strongest[strongest < 34].index.get_level_values("season").min() == 1991

@@ -1,4 +1,5 @@
-"""What every API of this course does for its user: docs that need no network, addresses that fit behind a proxy."""
+"""What every API of this course has: addresses that fit a proxy, docs without network, clear refusals."""
+import json
 import re
 
 
@@ -16,7 +17,7 @@ class ForwardedPrefix:
 
 
 def offline_docs(app):
-    """Return the FastAPI `app` with its documentation served from here instead of from the web, and no /redoc."""
+    """Return the FastAPI `app` with its documentation served without the web, and no /redoc."""
     from fastapi.openapi.docs import get_swagger_ui_html
     from starlette.staticfiles import StaticFiles
 
@@ -32,4 +33,27 @@ def offline_docs(app):
         app.mount(app.docs_url + "/static", StaticFiles(packages=[("fastapi_swagger", "resources")]))
         app.add_route(app.docs_url, lambda request: page, include_in_schema=False)
     app.routes.extend(rest)
+    return app
+
+
+def clear_refusals(app):
+    """Return the FastAPI `app`, made to answer every input that it refuses with a 422 that can be sent.
+
+    FastAPI repeats the input, and fails with a 500 where JSON has no words for it, such as NaN.
+    """
+    from fastapi import Response
+    from fastapi.exceptions import RequestValidationError
+
+    def refuse(request, error):
+        detail = []
+        for problem in error.errors()[:20]:
+            given, message = problem.get("input"), problem["msg"]
+            if problem["loc"] == ("body",) and isinstance(given, (str, bytes)):
+                message += "; send JSON, with the header Content-Type: application/json"
+            given = given if isinstance(given, (int, str, type(None))) else repr(given)
+            given = given[:200] if isinstance(given, str) else given
+            detail.append({"type": problem["type"], "loc": problem["loc"], "msg": message, "input": given})
+        return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
+
+    app.add_exception_handler(RequestValidationError, refuse)
     return app

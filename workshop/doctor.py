@@ -74,9 +74,10 @@ def checks():
         found = str(error)
     add("Local port", not found, found or "can be had", "Ask those who look after this machine.", "bad")
     place = os.environ.get("JUPYTERHUB_SERVICE_PREFIX") or os.environ.get("JUPYTER_SERVER_URL")
-    proxy, found = util.find_spec("jupyter_server_proxy"), f"runs at {place}" if place else "`lab` starts it"
-    add("Jupyter", proxy or not place, found + ", with jupyter_server_proxy" * bool(proxy),
-        "No jupyter_server_proxy in this Python: links to a server of yours may not open in the browser.")
+    running = "JPY_PARENT_PID" in os.environ  # a kernel's parent is a Jupyter
+    found = f"runs at {place}" if place else "runs this notebook" if running else "the verb lab starts it"
+    add("Jupyter", not place or util.find_spec("jupyter_server_proxy"), found,
+        "No jupyter_server_proxy here: links to a server of yours may not open in the browser (notebook 04).")
     data = {"darwin": "~/Library/Jupyter", "win32": "~/AppData/Roaming/jupyter"}.get(
         sys.platform, os.environ.get("XDG_DATA_HOME", "~/.local/share") + "/jupyter")
     kernel = Path(os.environ.get("JUPYTER_DATA_DIR", data), "kernels/production-ml/kernel.json").expanduser()

@@ -1,41 +1,37 @@
-"""The function: a storm in, a forecast out. Notebook 03 writes it line by line; a test holds the two together."""
-import functools
+"""The function: a storm in, a forecast out. Notebook 03 writes it too; a test holds the two together."""
 from datetime import datetime, timedelta, timezone
 from typing import Annotated
 
 import pandas as pd
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from workshop import model as models
 from workshop.storms import build_examples, load_storms
 
 
 def category(wind_kt: float) -> str:
-    """Return the Saffir-Simpson category of a sustained wind in knots, as text.
+    """Return the Saffir-Simpson category of a sustained wind in knots, or what stands below it, as text.
 
     Source: National Hurricane Center, https://www.nhc.noaa.gov/aboutsshws.php
     """
-    steps = [(137, "category 5"), (113, "category 4"), (96, "category 3"), (83, "category 2"), (64, "category 1"),
-             (34, "tropical storm")]
-    return next((name for at_least, name in steps if wind_kt >= at_least), "tropical depression")
+    number = sum(wind_kt >= edge for edge in (64, 83, 96, 113, 137))
+    return f"category {number}" if number else "tropical storm" if wind_kt >= 34 else "tropical depression"
 
 
-def text_only(value):
-    """Refuse a number where a time is expected, in quotes too: 2022 would be 2,022 seconds after 1970."""
-    if isinstance(value, datetime) or isinstance(value, str) and "-" in value[1:]:
+def time_of(value):
+    """Read a time as text only: pydantic alone would take 2022 for 2,022 seconds after 1970."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            pass
+    if isinstance(value, datetime) and 1851 <= value.year <= 2100:
         return value
-    raise ValueError("a time is a text such as 2022-09-27T12:00:00Z")
+    raise PydanticCustomError("time", "Input should be a time like 2022-09-27T12:00:00Z, from 1851 to 2100")
 
 
-def possible_year(time):
-    """Refuse what pydantic can read and the function can't answer, such as the year 9999."""
-    if 1851 <= time.year <= 2100:
-        return time
-    raise ValueError(f"the year is {time.year}, and should be 1851 to 2100")
-
-
-Time = Annotated[AwareDatetime, BeforeValidator(text_only, json_schema_input_type=AwareDatetime),
-                 AfterValidator(possible_year)]
+Time = Annotated[AwareDatetime, BeforeValidator(time_of, json_schema_input_type=AwareDatetime)]
 Latitude = Annotated[float, Field(ge=0, le=75, strict=True, description="°N", examples=[22.6])]
 Longitude = Annotated[float, Field(ge=-140, le=20, strict=True,
                                    description="°E: west is negative", examples=[-83.6])]
@@ -71,12 +67,8 @@ class Forecast(BaseModel):
     model_version: str
 
 
-def forecast(storm: Storm, model: models.IntervalModel | None = None) -> Forecast:
-    """Return the forecast for one storm; the same storm and model always give the same answer.
-
-    Without `model` the kept one is used (`kept_model`). Winds are rounded to 0.01 kt.
-    """
-    model = model or kept_model()
+def forecast(storm: Storm, model: models.IntervalModel) -> Forecast:
+    """Return the forecast for one storm, winds rounded to 0.01 kt; the same input gives the same answer."""
     row = pd.DataFrame([storm.model_dump(exclude={"time"})], dtype=float)
     row["time"] = pd.to_datetime([storm.time], utc=True)
     wind = model.predict(models.features(row)).iloc[0].round(2)
@@ -85,14 +77,13 @@ def forecast(storm: Storm, model: models.IntervalModel | None = None) -> Forecas
                     category=category(wind.middle), model_version=model.version)
 
 
-@functools.cache
 def kept_model() -> models.IntervalModel:
     """Return the model that notebook 02 kept; where there is none, train it, keep it, and say so."""
     model = models.load()
     if model:
         print(f"Model {model.version}, kept earlier.")
         return model
-    print("No model is kept here: training one, as notebook 02 does, takes some seconds ...", end=" ", flush=True)
+    print("No model is kept here: training one as in notebook 02, some seconds ...", end=" ", flush=True)
     model = models.train(build_examples(load_storms()))
     models.keep(model)
     print(f"done: model {model.version}.")

@@ -15,9 +15,10 @@ import pandas as pd
 from workshop import forecaster, storms
 
 EXERCISES, RESULTS = {}, {}  # by number: the function and its words; the result of the last check
-COMMON = {"untouched": "Not yet: write your answer in the cell above, run it, then run this one.",
+COMMON = {"untouched": "Not yet: write your answer in the cell above, run it (an error?), then this one.",
           "nothing": "This is None. Is a `return` missing? print(...) and inplace=True give nothing back.",
-          "python_and": "`and`, as in a <= b <= c, is not for columns: write (a <= b) & (b <= c), bracketed.",
+          "python_and": "`and`, `or`, `not`, `in`, a <= b <= c are not for columns: use & | ~ isin() and ().",
+          "row_label": "Rows keep their labels, so column[0] need not exist: use whole columns, or zip.",
           "status_405": "405: the path is right, the verb is not. Does the exercise say GET or POST?",
           "error": "Your answer could not be checked: {}"}
 BLANK = (lambda: None).__code__.co_code  # what a starter's body, three dots, is compiled to
@@ -52,7 +53,8 @@ def check(number: str, answer) -> Result:
         raise
     except BaseException as error:  # the learner's code may fail in any way; its own words are a good hint
         text = traceback.format_exception_only(error)[-1].strip()
-        found = "python_and" if "ambiguous" in text or "for &" in text else "error", text
+        known = {"ambiguous": "python_and", "for &": "python_and", "KeyError: 0": "row_label"}
+        found = next((known[part] for part in known if part in text), "error"), text
     name, *details = [found] if isinstance(found, str) else found
     name = name if name in words else "wrong"
     text, mistake = words[name].format(*details), None if name == "right" else name
@@ -84,7 +86,7 @@ def judge(answer, right, **wrong):
 @exercise("01.1", "Yes. Storms, not records, and each in the season in which it began.",
           counted_records="These are records, many for each storm. Count different storms: nunique().",
           calendar_year="Nearly: 2006 has one too many. Zeta began in 2005; group by the column `season`.",
-          wrong="Not right. Expected is a Series (this is a {}): group by season, then count storms in each.")
+          wrong="Not right. Yours is a {}; expected is a Series: one whole number for each of 48 seasons.")
 def storms_per_season(answer):
     season, year = (archive().groupby(key) for key in ("season", archive().time.dt.year))
     return judge(answer, season.storm_id.nunique(), counted_records=[season.size()],
@@ -96,7 +98,7 @@ def storms_per_season(answer):
           kept_the_last="You kept the second of two records, the landfall. The six-hourly one comes first.",
           one_storm_a_time="Two storms can live at one time. A double has the same storm_id, and time.",
           all_hours="No doubles are left, but there are hours such as 07:00.",
-          wrong="Not right. Expected are rows of `storms` (this is a {}) at 00, 06, 12, 18 UTC.")
+          wrong="Not right. Yours is a {}; expected are rows of `storms` at 00, 06, 12, 18 UTC, each once.")
 def six_hourly(answer):
     keys, every = ["storm_id", "time"], archive()[archive().time.dt.hour % 6 == 0]
     once = every.drop_duplicates
@@ -108,7 +110,7 @@ def six_hourly(answer):
           no_absolute_value="Errors of +20 and -20 kt cancel in this mean: take abs() first.",
           squared="That is the root mean squared error. Asked is the mean absolute one.",
           all_seasons="That is the score over all seasons. Keep those of season 2017 only.",
-          wrong="Not right. Expected is one number (this is a {}) in knots, between 10 and 20.")
+          wrong="Not right. Yours is {1} (a {0}); expected is one number in knots, between 10 and 20.")
 def score_to_beat(answer):
     every = examples().wind_kt - examples().wind_kt_in_24h
     error = every[examples().season == 2017]
@@ -117,7 +119,7 @@ def score_to_beat(answer):
 
 
 @exercise("02.2", "Yes: no storm on both sides, and every example on one of them.",
-          not_masks="Return two masks, train and test: True or False for every row, no rows or row numbers.",
+          not_masks="Return two masks, train and test: True or False for every row, not rows or row numbers.",
           row_not_in_one="{} rows are in both parts or in neither: a row is in exactly one.",
           storm_on_both_sides="{} storms are on both sides, {} among them: draw storms (storm_id), not rows.",
           wrong_size="{:.0%} of the rows are in the test part, the second mask; about 20 % were asked for.")
@@ -160,7 +162,7 @@ def categories(answer):
 
 
 @exercise("03.2", "Yes: your test passes functions that are right, and fails the broken ones.",
-          too_strict="Your test fails a function that is right. Ask for what is true of every forecast.",
+          too_strict="Your test fails a function that is right. Its interval may end at the wind: use <=.",
           asserts_nothing="It passes every broken function: assert something of the forecast.",
           time_unchecked="A wrong valid_time passes: it must be exactly 24 hours after the storm's time.",
           winds_unchecked="A wrong interval passes: compare all three; the wind lies between low and high.",
@@ -178,7 +180,7 @@ def a_test(answer):
             return False
         return True
 
-    if not (passes() and passes(up=40)):
+    if not (passes() and passes(up=40) and passes(low=0)):
         return "too_strict"
     tries = {"time_unchecked": [passes(hours=hours) for hours in (0, 12, 48)],
              "winds_unchecked": [passes(low=9, high=-9), passes(low=1), passes(high=-1)],
@@ -207,6 +209,7 @@ def refused(answer):
 @exercise("04.2", "Yes: a second endpoint, typed, with the right answer.",
           status_404='404: is the path "/category", without wind_kt in it, and did you run the cell?',
           status_422="422: the parameter should be called wind_kt, and be in the address, not a body.",
+          calls_itself="500: your function is called category too, so it calls itself. Give it another name.",
           status_500="500: it failed. Is it `wind_kt: float` (else a text arrives)? Does it return a dict?",
           not_typed="It answers wind_kt=strong as well: write `wind_kt: float` and FastAPI refuses that.",
           bare_text='Return {{"category": ...}}, not the bare text, so that more can be added later.',
@@ -217,7 +220,9 @@ def second_endpoint(answer):
     got = {wind: client.get("/category", params={"wind_kt": wind}) for wind in (70, 20, 140.5, "strong")}
     if (status := got[70].status_code) != 200:
         last = getattr(answer.routes[-1], "path", "")  # the starter ends with this one
-        return "untouched" if status == 404 and last == "/forecast" else f"status_{status}"
+        itself = status == 500 and any(getattr(route, "name", "") == "category" for route in answer.routes)
+        untouched = status == 404 and last == "/forecast"
+        return "untouched" if untouched else "calls_itself" if itself else f"status_{status}"
     if got.pop("strong").status_code != 422:
         return "not_typed"
     if got[70].text.strip('"') == "category 1":

@@ -7,8 +7,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-# One thread for each fit and forecast. More would gain little on data of this size, and where many share a host,
-# or a server has other work, threads that wait for each other make one forecast last seconds.
+# One thread for each fit and forecast: more gain little on data of this size, and on busy cores, where they
+# wait for each other, they make a fit last minutes and a forecast seconds.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import joblib
@@ -24,7 +24,7 @@ PEAK_DAY = 253  # 10 September, the climatological peak of the Atlantic season (
 PRESSURE = ["pressure_hpa", "pressure_change_hpa"]
 FEATURES = ["days_from_peak", "latitude", "longitude", "wind_kt", "wind_change_kt", *PRESSURE,
             "moved_north_deg", "moved_east_deg"]
-STRENGTH_KT = (34, 64)  # where tropical storms and hurricanes begin: three bands, each with a margin of its own
+STRENGTH_KT = (34, 64)  # where tropical storms and hurricanes begin
 LAST_TRAINING_SEASON = 2014
 
 
@@ -63,7 +63,7 @@ def strength(wind_kt) -> np.ndarray:
 
 @dataclass(frozen=True)
 class IntervalModel:
-    """Three estimators of the wind's change, and the margin in knots that widens the interval in each strength."""
+    """Three estimators of the wind's change, and for each strength the margin that widens the interval."""
 
     middle: HistGradientBoostingRegressor
     low: HistGradientBoostingRegressor
@@ -72,7 +72,7 @@ class IntervalModel:
     version: str
 
     def predict(self, inputs: pd.DataFrame) -> pd.DataFrame:
-        """Return the wind in 24 hours in knots, columns low, middle, high, for `features(...)` of shape (n, 9)."""
+        """Return the wind in 24 hours in knots, as low, middle, high, for `features(...)`, shape (n, 9)."""
         margin, wind = np.array(self.margin_kt)[strength(inputs.wind_kt)], inputs.wind_kt.to_numpy(float)
         middle = wind + self.middle.predict(inputs)
         low = np.minimum(middle, wind + self.low.predict(inputs) - margin)
@@ -83,21 +83,21 @@ class IntervalModel:
 def calibrate(inputs, change_kt, storm_id) -> tuple[float, ...]:
     """Return for each strength the margin in knots that brings the interval to 80 % on storms not trained on.
 
-    Conformalized quantile regression (Romano, Patterson and Candès 2019), with storms kept whole in five folds.
+    Conformalized quantile regression (Romano, Patterson, Candès 2019), with storms kept whole in five folds.
     """
-    low, high = (cross_val_predict(booster("quantile", q), inputs, change_kt, groups=storm_id, cv=GroupKFold(5))
-                 for q in (0.1, 0.9))
+    low, high = (cross_val_predict(booster("quantile", q), inputs, change_kt, groups=storm_id,
+                                   cv=GroupKFold(5)) for q in (0.1, 0.9))
     outside_by = pd.Series(np.maximum(low - change_kt, change_kt - high))
     margins = outside_by.groupby(strength(inputs.wind_kt)).quantile(0.8)
-    return tuple(margins.reindex(range(3), fill_value=outside_by.quantile(0.8)))  # of a strength never seen: all's
+    return tuple(margins.reindex(range(3), fill_value=outside_by.quantile(0.8)))  # a strength never seen
 
 
 def train(examples: pd.DataFrame, last_season=LAST_TRAINING_SEASON, seed=0) -> IntervalModel:
     """Train on the examples of the seasons up to `last_season`; takes some seconds on two cores."""
     known = examples[examples.season <= last_season].reset_index(drop=True)
     if known.storm_id.nunique() < 10:
-        raise ValueError(f"{known.storm_id.nunique()} storms up to season {last_season}: 10 or more are needed; "
-                         f"the examples begin with season {examples.season.min()}")
+        raise ValueError(f"{known.storm_id.nunique()} storms up to {last_season}, 10 or more are needed; "
+                         f"the first season is {examples.season.min()}")
     inputs, change_kt = mask_pressure(features(known), seed=seed), known.wind_kt_in_24h - known.wind_kt
     fitted = [booster(*how).fit(inputs, change_kt) for how in ((), ("quantile", 0.1), ("quantile", 0.9))]
     margin_kt = calibrate(inputs, change_kt, known.storm_id)

@@ -8,13 +8,15 @@ from IPython.display import Image
 from workshop.storms import load_coastline
 
 # Okabe and Ito's palette (2008), told apart with every common colour blindness, in print and on a projector.
-BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7",
-                                                 "#000000")
-STYLE = {"figure.figsize": (9, 4.5), "figure.dpi": 100, "figure.facecolor": "white", "axes.facecolor": "white",
+PALETTE = BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
+STYLE = {"figure.figsize": (9, 4.5), "figure.dpi": 100, "figure.facecolor": "white",
+         "axes.facecolor": "white",
          "savefig.facecolor": "white", "font.size": 13, "axes.titlesize": 15, "axes.titlelocation": "left",
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-         "lines.linewidth": 2, "legend.framealpha": 0.9, "date.converter": "concise", "figure.constrained_layout.use": True,
-         "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK])}
+         "lines.linewidth": 2, "legend.framealpha": 0.9, "date.converter": "concise",
+         "figure.constrained_layout.use": True,
+         "axes.prop_cycle": plt.cycler(color=PALETTE)}
 WIND_STEPS_KT = (0, 34, 64, 96, 200)  # depression, tropical storm, hurricane, major hurricane
 WIND_COLOURS = ("#B8C4D0", SKY, ORANGE, RED)
 
@@ -47,12 +49,12 @@ def draw_track(axes, track):
     """Draw one storm's track on `axes`, its records coloured by the strength of the wind."""
     axes.plot(track.longitude, track.latitude, color="#555555", linewidth=1, zorder=2)
     colour = np.array(WIND_COLOURS)[np.digitize(track.wind_kt, WIND_STEPS_KT[1:-1])]
-    axes.scatter(track.longitude, track.latitude, c=colour, s=28, zorder=3, edgecolor="#333333", linewidth=0.4)
+    axes.scatter(track.longitude, track.latitude, c=colour, s=28, zorder=3, edgecolor="#333333", lw=0.4)
 
 
 def wind_legend(axes, **where):
     """Explain the colours of `draw_track`."""
-    words = ("below 34 kt", "34–63 kt: tropical storm", "64–95 kt: hurricane", "96 kt and more: major hurricane")
+    words = "below 34 kt", "34–63 kt: tropical storm", "64–95 kt: hurricane", "96 kt on: major hurricane"
     for colour, word in zip(WIND_COLOURS, words):
         axes.scatter([], [], c=colour, label=word, edgecolor="#333333", linewidth=0.4)
     axes.legend(**where)

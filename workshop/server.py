@@ -4,8 +4,6 @@ The other process sees no variable of the notebook: it gets the text of the app'
 answers while the notebook computes, is spared by the interrupt button, and ends when the kernel is gone.
 """
 import atexit
-import builtins
-import dis
 import html
 import importlib.util
 import json
@@ -26,11 +24,16 @@ from workshop import ROOT
 PATIENCE = 30  # seconds that an app may take until it answers
 ALONE = "The server is another process: it sees only the text of this cell, so"
 WAIT_AND_OPEN = """Waiting for the server ...<script>
-let answers = 0
-const look = () => fetch(ADDRESS, {mode: "no-cors"}).then(r => r.ok || r.type == "opaque", () => false).then(up => {
+let answers = 0, looks = 0
+const count = up => {
   answers = up ? answers + 1 : 0
-  if (answers > 1) location.replace(ADDRESS); else setTimeout(look, 1000)
-})
+  if (answers > 1) return location.replace(ADDRESS)
+  if (++looks == 15) document.body.append("It does not come? Then the Jupyter that you use may lack " +
+    "jupyter-server-proxy. All else here works without it; tell your instructor.")
+  setTimeout(look, 1000)
+}
+const look = () => fetch(ADDRESS, {mode: "no-cors"}).then(
+  answer => count(answer.ok || answer.type == "opaque"), () => count(false))
 look()
 </script>"""
 _running = {}  # the server launched last under each name
@@ -47,18 +50,18 @@ class ServerError(RuntimeError):
 def launch(app, name="app"):
     """Run `app` in another process, wait until it answers, show its addresses and return its `Server`.
 
-    The server launched before under this `name` is stopped and its port used again; the first takes port 8000;
-    where that is taken, any free port. The app must stand as a whole in one cell or module file. Raises
+    The server launched before under this `name` is stopped and its port used again; the first takes port
+    8000; where that is taken, any free port. The app must stand as a whole in one cell or module file. Raises
     ServerError if it does not, or if it is not ready within 30 seconds.
     """
     if getattr(sys.modules["__main__"], "__file__", None) == __file__:  # or children would launch children
-        raise ServerError("launch() belongs in another cell than the app: the server runs the app's cell whole.")
+        raise ServerError("launch() belongs in another cell than the app: the server runs that cell.")
     if not hasattr(app, "openapi_url"):
         raise ServerError(f"launch() takes a FastAPI app, as in launch(app), not {app!r:.80}.")
     old = _running.get(name)
     if old:
         old.stop()
-    server = _running[name] = Server(name, app.docs_url or "", _file_of(app), old.port if old else 8000)
+    server = _running[name] = Server(name, app.docs_url or "", old.port if old else 8000, *_place_of(app))
     if old and server.port != old.port:
         print(f"Port {old.port} was taken by another program meanwhile: {name} has port {server.port} now.")
     from IPython.display import display
@@ -67,17 +70,20 @@ def launch(app, name="app"):
     return server
 
 
-def _file_of(app):
-    """Return the file, or IPython's name of the cell, in which all endpoints of the app stand."""
-    endpoints = {route.path: route.endpoint for route in app.routes if hasattr(route, "endpoint")}
-    files = {endpoint.__code__.co_filename: path for path, endpoint in endpoints.items()
-             if not endpoint.__module__.startswith(("fastapi.", "starlette."))}
+def _place_of(app):
+    """Return the file, or IPython's name of the cell, where all endpoints are, and the app's names there."""
+    routes = [route for top in app.routes  # FastAPI keeps the routes of an included router one level down
+              for route in getattr(getattr(top, "original_router", None), "routes", [top])]
+    own = [route for route in routes if hasattr(route, "endpoint")
+           and not route.endpoint.__module__.startswith(("fastapi.", "starlette."))]
+    files = {route.endpoint.__code__.co_filename: route.path for route in own}
     if len(files) > 1:
         first, second, *_ = files.values()
-        raise ServerError(f"{first} and {second} stand in two cells. {ALONE} the app's cell must hold the whole app.")
+        raise ServerError(f"{first} and {second} are in two cells. {ALONE} one cell must hold the whole app.")
     if not files:
         raise ServerError("The app has no endpoint: write one in the cell that makes the app.")
-    return next(iter(files))
+    known = own[0].endpoint.__globals__
+    return next(iter(files)), [name for name, value in known.items() if value is app]
 
 
 class Server:
@@ -87,7 +93,7 @@ class Server:
     public_url = property(lambda self: public_address(self.port))
     running = property(lambda self: self._process.poll() is None)
 
-    def __init__(self, name, docs, file, port):
+    def __init__(self, name, docs, port, file, names):
         self.name, self._docs, self._text = name, docs, ""
         self._folder, self._file, self._label = Path(tempfile.mkdtemp()), file, os.path.basename(file)
         if not os.path.exists(file):  # a cell: IPython keeps its text where tracebacks look it up
@@ -95,7 +101,7 @@ class Server:
             Path(self._file).write_text("".join(linecache.getlines(file)), encoding="utf-8")
         path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
         plain = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHON_COLORS": "0"}
-        task = json.dumps([str(self._folder), os.getpid(), port, self._file])
+        task = json.dumps([str(self._folder), os.getpid(), port, self._file, names])
         with open(self._folder / "log", "wb") as log:  # not a pipe: it would fill up and block the server
             self._process = subprocess.Popen(  # out of reach of the interrupt button: a session of its own
                 [sys.executable, "-m", "workshop.server", task], env=os.environ | plain, stdout=log,
@@ -114,8 +120,9 @@ class Server:
                 what = f"was not ready after {PATIENCE} seconds" if self.running else "did not start"
                 last = self.log(60).rpartition("Traceback (most recent call last):\n")[2] + "\n"
                 own = re.sub(r'(?m)^(  File ".*\n(    .*\n)*|[A-Z]+: {4}.*\n)', "", last)  # our frames out
-                hint = f"{ALONE} import and define there all it needs." * ("NameError: " in own)
-                raise ServerError(f"The app {what}. Its last lines:\n{own}{hint}".rstrip())
+                if "NameError: " in own:
+                    own += f"{ALONE} import and define there all it needs."
+                raise ServerError(f"The app {what}. Its last lines:\n{own}".rstrip())
             time.sleep(0.02)
         return json.loads(report.read_text())
 
@@ -141,7 +148,7 @@ class Server:
         """Return the app's interactive documentation to show under the cell, `height` pixels high."""
         from IPython.display import HTML  # not IFrame, whose text form holds a memory address
 
-        # The frame opens the page when the server has answered twice: with Run All, it may be about to be replaced.
+        # The frame opens the page when the server has answered twice: in Run All it may soon be replaced.
         page = WAIT_AND_OPEN.replace("ADDRESS", json.dumps(self.public_url + self._docs))
         return HTML(f'<div><iframe srcdoc="{html.escape(page)}" width="100%" height="{height}" '
                     f'title="API documentation" style="border: thin solid"></iframe></div>')
@@ -156,13 +163,9 @@ class Server:
 
 
 def public_address(port):
-    """Return the address of this machine's `port` in the participant's browser, without a slash at its end."""
-    try:
-        from google.colab.output import eval_js
+    """Return the address of this machine's `port` in the participant's browser, without a last slash."""
+    from jupyter_core.paths import jupyter_runtime_dir
 
-        return eval_js(f"google.colab.kernel.proxyPort({port})").rstrip("/")
-    except ImportError:
-        from jupyter_core.paths import jupyter_runtime_dir
     env = os.environ
     # A Jupyter server keeps a file of this name, and tells its kernels its pid.
     jupyter = Path(jupyter_runtime_dir(), f"jpserver-{env.get('JPY_PARENT_PID')}.json")
@@ -174,24 +177,19 @@ def public_address(port):
     return (address or f"http://127.0.0.1:{port}").replace("{{port}}", str(port)).rstrip("/")
 
 
-def _main(folder, parent, port, file):
+def _main(folder, parent, port, file, names):
     """The child: load the app, take a port, report it once ready, and serve until the parent is gone."""
     threading.Thread(target=_watch, args=(folder, parent), daemon=True).start()
     import uvicorn
     from fastapi import FastAPI
 
-    from workshop.api import ForwardedPrefix, offline_docs
+    from workshop.api import ForwardedPrefix, clear_refusals, offline_docs
 
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for value in list(vars(module).values()):  # what a function lacks is said now, not when a request comes
-        if getattr(getattr(value, "__code__", None), "co_filename", None) == file:
-            names = {step.argval for step in dis.get_instructions(value) if step.opname == "LOAD_GLOBAL"}
-            for name in sorted(names - set(vars(module)) - set(dir(builtins))):
-                raise NameError(f"name {name!r} is not defined (in the function {value.__name__})")
-    *_, app = [None, *(value for value in vars(module).values() if isinstance(value, FastAPI))]
-    if app is None:
+    apps = [value for name, value in vars(module).items() if isinstance(value, FastAPI) and name in names]
+    if not apps:
         sys.exit("There is no FastAPI app where its first endpoint stands: keep them together.")
     try:
         listener = socket.create_server(("127.0.0.1", port))
@@ -206,8 +204,8 @@ def _main(folder, parent, port, file):
             Path(folder, "half").write_text(json.dumps([listener.getsockname()[1], os.getpid()]))
             os.replace(Path(folder, "half"), Path(folder, "ready.json"))  # nobody sees it half-written
 
-    config = uvicorn.Config(ForwardedPrefix(offline_docs(app)), use_colors=False, timeout_graceful_shutdown=2)
-    Reporting(config).run([listener])
+    app = ForwardedPrefix(offline_docs(clear_refusals(apps[0])))
+    Reporting(uvicorn.Config(app, use_colors=False, timeout_graceful_shutdown=2)).run([listener])
 
 
 def _watch(folder, parent):
