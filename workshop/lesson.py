@@ -15,7 +15,7 @@ import pandas as pd
 from workshop import forecaster, storms
 
 EXERCISES, RESULTS = {}, {}  # by number: the function and its words; the result of the last check
-COMMON = {"untouched": "Not yet: write your answer in the cell above, run it (an error?), then this one.",
+COMMON = {"untouched": "Not yet: write your answer above, run that cell without an error, then this one.",
           "nothing": "This is None. Is a `return` missing? print(...) and inplace=True give nothing back.",
           "python_and": "`and`, `or`, `not`, `in`, a <= b <= c are not for columns: use & | ~ isin() and ().",
           "row_label": "Rows keep their labels, so column[0] need not exist: use whole columns, or zip.",
