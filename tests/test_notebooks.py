@@ -122,6 +122,7 @@ class TestForm:
         nbformat.validate(nbformat.read(path, 4))
         assert json.loads(path.read_text(encoding="utf-8"))["metadata"]["kernelspec"]["name"] == "python3"
         assert path.stat().st_size < 800_000
+        assert ROOT not in path.read_text(encoding="utf-8"), "an output tells where it was made"
 
 
 def test_nine_code_cells_of_ten_have_eight_lines_or_fewer_and_fit_a_projectors_width():
