@@ -398,3 +398,13 @@ def test_valid_records_written_as_text_are_read_back_exactly(tmp_path, archive):
 def test_depressions_are_in_the_archive_from_1991_on_only(storms):
     strongest = storms.groupby(["season", "storm_id"]).wind_kt.max()
     assert strongest[strongest < 34].index.get_level_values("season").min() == 1991
+
+
+def test_what_the_notebooks_say_of_ian_and_ida_is_what_the_archive_says(storms):
+    ian, ida = (storms[storms.storm_id == name].set_index("time") for name in ("2022-Ian", "2021-Ida"))
+    assert ian.loc["2022-09-27T12:00Z", STATE].tolist() == [22.6, -83.6, 100, 963]  # 03 and 04: Ian now,
+    assert ian.loc["2022-09-27T00:00Z", STATE].tolist() == [20.8, -83.3, 85, 965]  # twelve hours ago,
+    assert ian.loc["2022-09-28T12:00Z", "wind_kt"] == 140  # and what came; no more came later (02)
+    assert ian.wind_kt.max() == 140
+    assert ida.wind_kt.idxmax().day == 29 and ida.wind_kt.max() == 130  # 01: the figure's text
+    assert ida.loc["2021-08-30T12:00Z", "wind_kt"] == 40

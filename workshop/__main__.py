@@ -102,7 +102,7 @@ def main(args):
     if bare or (inside and finished() and not setup) or not doctor.lacking(every_file=setup or inside):
         return cli.main(args)
     if setup or not finished():
-        print("The course's environment: %s (making it takes a minute and 1 GB, once)" % VENV, flush=True)
+        print("The course's environment: %s (once: up to a minute, 0.6 GB)" % VENV, flush=True)
         check = IMPORT + "doctor import lacking; sys.exit(', '.join(lacking(every_file=True)) or None)"
         try:
             with one_at_a_time():

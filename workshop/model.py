@@ -22,8 +22,6 @@ from workshop import ROOT
 
 PEAK_DAY = 253  # 10 September, the climatological peak of the Atlantic season (National Hurricane Center)
 PRESSURE = ["pressure_hpa", "pressure_change_hpa"]
-FEATURES = ["days_from_peak", "latitude", "longitude", "wind_kt", "wind_change_kt", *PRESSURE,
-            "moved_north_deg", "moved_east_deg"]
 STRENGTH_KT = (34, 64)  # where tropical storms and hurricanes begin
 LAST_TRAINING_SEASON = 2014
 
@@ -92,13 +90,13 @@ def calibrate(inputs, change_kt, storm_id) -> tuple[float, ...]:
     return tuple(margins.reindex(range(3), fill_value=outside_by.quantile(0.8)))  # a strength never seen
 
 
-def train(examples: pd.DataFrame, last_season=LAST_TRAINING_SEASON, seed=0) -> IntervalModel:
+def train(examples: pd.DataFrame, last_season=LAST_TRAINING_SEASON) -> IntervalModel:
     """Train on the examples of the seasons up to `last_season`; takes some seconds on two cores."""
     known = examples[examples.season <= last_season].reset_index(drop=True)
     if known.storm_id.nunique() < 10:
         raise ValueError(f"{known.storm_id.nunique()} storms up to {last_season}, 10 or more are needed; "
                          f"the first season is {examples.season.min()}")
-    inputs, change_kt = mask_pressure(features(known), seed=seed), known.wind_kt_in_24h - known.wind_kt
+    inputs, change_kt = mask_pressure(features(known)), known.wind_kt_in_24h - known.wind_kt
     fitted = [booster(*how).fit(inputs, change_kt) for how in ((), ("quantile", 0.1), ("quantile", 0.9))]
     margin_kt = calibrate(inputs, change_kt, known.storm_id)
     return IntervalModel(*fitted, margin_kt, version=f"{known.season.min()}-{last_season}")
