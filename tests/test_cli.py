@@ -1,5 +1,4 @@
 """The command line, as a learner types it: each test calls `python -m workshop` in a copy of the checkout."""
-import html
 import json
 import os
 import re
@@ -9,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import pytest
 from conftest import course_files
 
 from workshop import ROOT, doctor
-from workshop.__main__ import VERBS
+from workshop.cli import VERBS
 
 JUPYTER_AROUND_US = ("JUPYTERHUB_", "JUPYTER_", "JPY_", "WORKSHOP_")
 
@@ -71,35 +71,48 @@ def descendants_gone(processes):
     return not alive
 
 
+def answers(address, seconds=10):
+    """Whether a page comes; Jupyter prints its address a moment before it listens there."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return urllib.request.urlopen(address, timeout=30).status == 200
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionRefusedError) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 # --- what needs no environment ---
 
 BARE = (sys.executable, "-S")  # a Python without any site-packages
 
 
-def test_a_wrong_verb_gets_one_line_that_names_the_verbs(checkout, surroundings):
+def test_a_wrong_verb_is_refused_and_the_verbs_are_named(checkout, surroundings):
     answer = workshop(checkout, "lob", env=surroundings, python=BARE)
     assert answer.returncode == 2
-    assert answer.stderr == "There is no verb 'lob'. The verbs are: setup, lab, test, run, doctor.\n"
+    usage, error = answer.stderr.splitlines()
+    assert "'lob'" in error and all(verb in error for verb in VERBS)
+    assert workshop(checkout, env=surroundings, python=BARE).returncode == 2
+
+
+def test_an_option_that_a_verb_does_not_have_is_refused(checkout, surroundings):
+    answer = workshop(checkout, "run", "02", "--out-put", "here", env=surroundings)
+    assert answer.returncode == 2 and "unknown: --out-put here" in answer.stderr
 
 
 def test_help_lists_every_verb(checkout, surroundings):
     answer = workshop(checkout, "--help", env=surroundings, python=BARE)
     assert answer.returncode == 0
-    assert all(re.search(rf"^  {verb} +[A-Z].*\.$", answer.stdout, re.M) for verb in VERBS)
+    assert all(re.search(rf"^ +{verb} +[A-Z]", answer.stdout, re.M) for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "test"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_has_help_with_an_example(verb, checkout, surroundings):
     answer = workshop(checkout, verb, "--help", env=surroundings, python=BARE)
     assert answer.returncode == 0
     assert f"Example: python3 -m workshop {verb}" in answer.stdout
     assert not (checkout / ".venv").exists()
-
-
-def test_help_of_the_verb_test_goes_on_with_that_of_pytest(checkout, surroundings):
-    answer = workshop(checkout, "test", "--help", env=surroundings)
-    assert "Example: python3 -m workshop test" in answer.stdout
-    assert answer.stdout.index("Example") < answer.stdout.index("--strict-markers")
 
 
 @pytest.mark.parametrize("old", ["2.7", "3.6", "3.8", "3.10"])
@@ -124,23 +137,22 @@ def test_the_doctor_answers_on_a_bare_python(checkout, surroundings):
 
 # --- the doctor ---
 
-def test_the_doctor_reports_as_text_and_as_a_table_with_the_same_content():
+def test_the_doctor_reports_what_it_found_and_how_to_mend_it(monkeypatch):
     report = doctor.report()
     for name, level, found, fix in report.rows:
         assert level in ("ok", "warn", "bad")
         assert (level == "ok") == (fix == ""), f"{name}: a problem has a fix, a thing that is well has none"
-        assert name in repr(report) and found in repr(report)
-        assert html.escape(found) in report._repr_html_()
-    assert report.verdict in repr(report) and report.verdict in report._repr_html_()
+        assert f"{name:12} {found}" in repr(report) and fix in repr(report)
+    monkeypatch.setattr(doctor, "checks", lambda: [("Disk", "bad", "0 GB", "Delete."), ("CPU", "warn", "1", "")])
+    assert doctor.report().bad == ["Disk"] and "\nThings to mend here: Disk." in repr(doctor.report())
 
 
 @pytest.mark.parametrize("own, files", [
     ("0::/\n", {"cpu.max": "150000 100000", "memory.max": str(2**30)}),
     ("0::/user/me\n", {"user/cpu.max": "150000 100000", "user/me/cpu.max": "max 100000",
                        "user/memory.max": str(2**30)}),
-    ("3:cpu,cpuacct:/box\n2:memory:/box\n", {"cpu,cpuacct/box/cpu.cfs_quota_us": "150000",
-     "cpu,cpuacct/box/cpu.cfs_period_us": "100000", "memory/box/memory.limit_in_bytes": str(2**30)}),
-], ids=["version 2", "version 2, limits in different groups", "version 1"])
+    ("3:cpu,cpuacct:/box\n0::/box\n", {"box/cpu.max": "150000 100000", "memory.max": str(2**30)}),
+], ids=["a container's", "limits in different groups", "beside groups of version 1"])
 def test_a_containers_limits_count_not_the_machines(own, files, tmp_path):
     (tmp_path / "own").write_text(own)
     for name, content in files.items():
@@ -213,7 +225,7 @@ def test_lab_prints_an_address_that_works_and_ends_with_nothing_left(ending, che
             start = "lab/tree/my_work/00_start_here.ipynb"
             assert re.fullmatch(rf"http://localhost:\d+/{start}\?token=\w+", address)
             assert f":{port}/" not in address
-            assert urllib.request.urlopen(address, timeout=30).status == 200
+            assert answers(address)
             server, token = address.split("lab/")[0], address.split("=")[1]
             kernel = urllib.request.Request(f"{server}api/kernels?token={token}", data=b"{}")
             assert urllib.request.urlopen(kernel, timeout=60).status == 201  # one more that has to end
@@ -236,10 +248,8 @@ def test_lab_prints_an_address_that_works_and_ends_with_nothing_left(ending, che
      "/user/me/"),
     ({"JUPYTERHUB_SERVICE_PREFIX": "/user/me/", "JUPYTERHUB_PUBLIC_URL": "https://hub.org/user/me/"},
      "https://hub.org/user/me/"),
-    ({"JUPYTERHUB_SERVICE_PREFIX": "/user/me/", "JUPYTERHUB_HOST": "https://me.hub.org"},
-     "https://me.hub.org/user/me/"),
     ({"JUPYTER_SERVER_URL": "http://localhost:8888/"}, "http://localhost:8888/"),
-], ids=["hub", "hub's terminal", "hub with an address", "hub with a host per user", "JupyterLab's terminal"])
+], ids=["hub", "hub's terminal", "hub with an address", "JupyterLab's terminal"])
 def test_inside_a_jupyter_lab_starts_nothing_and_prints_the_link(around, link, checkout, surroundings):
     env = surroundings | around | {"JUPYTER_SERVER_ROOT": str(checkout.parent)}
     answer = workshop(checkout, "lab", env=env)  # comes back, so nothing was started that would stay
@@ -272,8 +282,7 @@ def test_run_executes_all_reports_and_goes_on_after_a_failure(checkout, surround
     assert ran.cells[1].outputs[0].text.strip() == sys.executable
     report = (checkout / "out/report.html").read_text()
     for name, result in [("00_start_here", "ok"), ("01_fails", "FAILED"), ("02_fine", "ok")]:
-        row = re.search(rf"<tr><td>{name}<td>[\d.]+<td>cell \d: [\d.]+ s<td>(\d+)<td>{result}", report)
-        assert row and int(row[1]) > 20, "a kernel takes some 50 MB"
+        assert re.search(rf"<td>{name}</td>\s*<td>[\d.]+</td>\s*<td>{result}", report)
     new = {path for path in set(checkout.rglob("*")) - before if "__pycache__" not in path.parts}
     strays = {path for path in new if not {"out", ".workshop"} & set(path.parts)}
     assert strays == {checkout / "notebooks/here.txt"}  # the notebook's own, written in its folder

@@ -70,6 +70,7 @@ BEFORE = {
         from workshop.forecaster import category
         ian = {"time": "2022-09-27T12:00:00Z", "latitude": 22.6, "longitude": -83.6, "wind_kt": 100,
                "latitude_12h_ago": 20.8, "longitude_12h_ago": -83.3, "wind_kt_12h_ago": 85}""",
+    "05": "import numpy as np, pandas as pd",
 }
 APP = """
 from fastapi import FastAPI
@@ -93,6 +94,10 @@ WINDS = "    assert a.wind_kt_low <= a.wind_kt <= a.wind_kt_high\n"
 NAMED = "    assert a.category == category(a.wind_kt)"
 POST = "refused = requests.post(server.url + '/forecast', "
 GET = "@app.get('/category')\ndef get_category("
+WHO = "who_gets = "
+COUNT = "def disagreements(first, second):\n    return "
+HARDEST = ("def hardest_storm(results):\n    truth = results.wind_kt_in_24h_observed\n"
+           "    error = results.wind_kt_in_24h - truth\n    return ")
 
 # "right": answers in other ways than the solution's; "wrong": what nobody foresaw; the rest by mistake.
 ANSWERS = {
@@ -117,9 +122,9 @@ ANSWERS = {
                          "six_hourly = storms[storms.time.dt.hour % 6 == 0].drop_duplicates()"],
         "kept_the_last": ["six_hourly = storms[storms.time.dt.hour % 6 == 0]\n"
                           "six_hourly = six_hourly.drop_duplicates(['storm_id', 'time'], keep='last')"],
-        "one_storm_a_time": ["six_hourly = storms[storms.time.dt.hour % 6 == 0].drop_duplicates('time')"],
-        "all_hours": ["six_hourly = storms.drop_duplicates(['storm_id', 'time'])"],
-        "wrong": ["six_hourly = storms.time.dt.hour % 6 == 0", "six_hourly = storms.iloc[::6]",
+        "wrong": ["six_hourly = storms[storms.time.dt.hour % 6 == 0].drop_duplicates('time')",
+                  "six_hourly = storms.drop_duplicates(['storm_id', 'time'])",
+                  "six_hourly = storms.time.dt.hour % 6 == 0", "six_hourly = storms.iloc[::6]",
                   "six_hourly = storms[['storm_id', 'wind_kt']]", "six_hourly = 19054"],
     },
     "02.1": {
@@ -129,9 +134,9 @@ ANSWERS = {
                   SCORE + "round(change_kt.abs().groupby(examples.season).mean()[2017], 1)"],
         "no_absolute_value": [SCORE + "change_kt[examples.season == 2017].mean()",
                               SCORE + "-change_kt[examples.season == 2017].mean()"],
-        "squared": [SCORE + "(change_kt[examples.season == 2017] ** 2).mean() ** 0.5"],
         "all_seasons": [SCORE + "change_kt.abs().mean()"],
         "wrong": [SCORE + "change_kt[examples.season == 2017].abs()", SCORE + "'15.0'",
+                  SCORE + "(change_kt[examples.season == 2017] ** 2).mean() ** 0.5",
                   SCORE + "change_kt[examples.season == 2016].abs().mean()", SCORE + "np.nan"],
     },
     "02.2": {
@@ -150,9 +155,9 @@ ANSWERS = {
         "not_masks": ["def split_by_storm(table):\n    print(table.storm_id.isin(['2022-Ian']))",
                       SPLIT + "table[table.season < 2015], table[table.season >= 2015]",
                       SPLIT + "np.arange(9000), np.arange(9000, len(table))",
-                      SPLIT + "table.season < 2015"],
-        "row_not_in_one": [SPLIT + "table.season <= 2015, table.season >= 2015",
-                           SPLIT + "table.season < 2014, table.season > 2014"],
+                      SPLIT + "table.season < 2015",
+                      SPLIT + "table.season <= 2015, table.season >= 2015",
+                      SPLIT + "table.season < 2014, table.season > 2014"],
         "storm_on_both_sides": ["def split_by_storm(table):\n"
                                 "    test = np.random.default_rng(0).random(len(table)) < 0.2\n"
                                 "    return ~test, test"],
@@ -168,18 +173,18 @@ ANSWERS = {
         "edges_outside": [COVERAGE + "((low < truth) & (truth < high)).mean()",
                           COVERAGE + "((low <= truth) & (truth < high)).mean()",
                           COVERAGE + "((low < truth) & (truth <= high)).mean()"],
-        "one_edge": [COVERAGE + "(truth <= high).mean()",
-                     COVERAGE + "(low <= truth).mean()",
-                     COVERAGE + "((low <= truth) | (truth <= high)).mean()"],
         "not_a_share": [COVERAGE + "truth.between(low, high).mean() * 100",
                         COVERAGE + "truth.between(low, high).sum()"],
         "python_and": [COVERAGE + "(low <= truth <= high).mean()",
                        COVERAGE + "(low <= truth and truth <= high).mean()",
                        COVERAGE + "(low <= truth & truth <= high).mean()"],
-        "wrong": [COVERAGE + "1 - truth.between(low, high).mean()",
+        "wrong": [COVERAGE + "(truth <= high).mean()",
+                  COVERAGE + "(low <= truth).mean()",
+                  COVERAGE + "((low <= truth) | (truth <= high)).mean()",
+                  COVERAGE + "1 - truth.between(low, high).mean()",
                   COVERAGE + "truth.between(low, high)",
                   "def coverage(low, high, truth):\n    print(truth.between(low, high).mean())"],
-        "row_label": [COVERAGE + "sum(truth[i] > low[i] for i in range(len(truth)))"],
+        "error": [COVERAGE + "sum(truth[i] > low[i] for i in range(len(truth)))"],
     },
     "03.1": {
         "right": ["def category(wind_kt):\n"
@@ -188,12 +193,12 @@ ANSWERS = {
                   "    return f'category {1 + sum(wind_kt >= edge for edge in (83, 96, 113, 137))}'",
                   NAMES + CATEGORY + "np.array(names)[bisect.bisect(EDGES, wind_kt)]"],
         "edges_too_high": [NAMES + CATEGORY + "names[bisect.bisect_left(EDGES, wind_kt)]"],
-        "miles_an_hour": [NAMES + CATEGORY + "names[bisect.bisect([39, 74, 96, 111, 130, 157], wind_kt)]"],
         "weakest_first": ["def category(wind_kt):\n"
                           "    if wind_kt >= 34: return 'tropical storm'\n"
                           "    elif wind_kt >= 64: return 'category 1'\n"
                           "    return 'tropical depression'"],
-        "wrong": [CATEGORY + "bisect.bisect([64, 83, 96, 113, 137], wind_kt)",
+        "wrong": [NAMES + CATEGORY + "names[bisect.bisect([39, 74, 96, 111, 130, 157], wind_kt)]",
+                  CATEGORY + "bisect.bisect([64, 83, 96, 113, 137], wind_kt)",
                   "def category(wind_kt):\n    print('category 1')",
                   CATEGORY + "solution(wind_kt).title()",
                   CATEGORY + "solution(wind_kt) if wind_kt == int(wind_kt) else None"],
@@ -216,10 +221,10 @@ ANSWERS = {
                   "    if a['category'] != category(a['wind_kt']): raise AssertionError('category')"],
         "too_strict": ["def test_forecast(forecast):\n    assert forecast(ian).wind_kt == 100",
                        "def test_forecast(forecast):\n    assert forecast(ian).category == 'category 3'"],
-        "asserts_nothing": ["def test_forecast(forecast):\n    print(forecast(ian))",
-                            TEST + "    a.wind_kt >= 0",
-                            TEST + "    return a.category == category(a.wind_kt)"],
-        "time_unchecked": [TEST + "    assert a.valid_time > ian.time\n" + WINDS + NAMED],
+        "time_unchecked": ["def test_forecast(forecast):\n    print(forecast(ian))",
+                           TEST + "    a.wind_kt >= 0",
+                           TEST + "    return a.category == category(a.wind_kt)",
+                           TEST + "    assert a.valid_time > ian.time\n" + WINDS + NAMED],
         "winds_unchecked": [TEST + TIME + "    assert a.wind_kt_low <= a.wind_kt_high\n" + NAMED],
         "category_unchecked": [TEST + TIME + WINDS + "    assert a.category.startswith('category')"],
         "error": ["def test_forecast(forecast):\n    assert answer.wind_kt > 0",
@@ -235,8 +240,8 @@ ANSWERS = {
         "status_200": [POST + "json=ian)"],
         "status_404": ["refused = requests.post(f'{server.url}/forecasts', json=ian | {'wind_kt': 400})"],
         "status_405": ["refused = requests.get(f'{server.url}/forecast', json=ian | {'wind_kt': 400})"],
-        "not_json": [POST + "data=ian | {'wind_kt': 400})"],
-        "other_reason": [POST + "json=ian | {'latitude': 400})",
+        "other_reason": [POST + "data=ian | {'wind_kt': 400})",
+                         POST + "json=ian | {'latitude': 400})",
                          POST + "json=ian | {'wind_kt': '400'})",
                          POST + "json={'wind_kt': 400})"],
         "wrong": [POST + "json=ian | {'wind_kt': 150})"],
@@ -262,11 +267,40 @@ ANSWERS = {
         "status_500": [GET + "wind_kt): return {'category': category(wind_kt)}",
                        GET + "wind_kt: float) -> dict: return category(wind_kt)"],
         "not_typed": [GET + "wind_kt): return {'category': category(float(wind_kt))}"],
-        "bare_text": [GET + "wind_kt: float): return category(wind_kt)"],
-        "wrong": [GET + "wind_kt: float): return {'category': 'category 1'}",
+        "wrong": [GET + "wind_kt: float): return category(wind_kt)",
+                  GET + "wind_kt: float): return {'category': 'category 1'}",
                   GET + "wind_kt: int): return {'category': category(wind_kt)}",
                   GET + "wind_kt: float): return {'kind': category(wind_kt)}"],
         "error": ["app = 'http://127.0.0.1:8000'"],
+    },
+    "05.1": {
+        "right": [WHO + "dict(app='API', newspaper='results', ship='model')",
+                  WHO + "dict(zip(('ship', 'newspaper', 'app'), ('model', 'results', 'API')))"],
+        "not_a_choice": [WHO + "{'ship': 'model', 'newspaper': 'the table', 'app': 'API'}",
+                         WHO + "{'ship': 'model', 'app': 'API'}"],
+        "ship": [WHO + "{'ship': 'API', 'newspaper': 'results', 'app': 'API'}"],
+        "newspaper": [WHO + "{'ship': 'model', 'newspaper': 'API', 'app': 'API'}"],
+        "app": [WHO + "{'ship': 'model', 'newspaper': 'results', 'app': 'model'}"],
+        "error": [WHO + "['model', 'results', 'API']"],
+    },
+    "05.2": {
+        "right": [COUNT + "sum(abs(a - b) > 0.01 for a, b in zip(first, second))",
+                  COUNT + "np.count_nonzero(~np.isclose(first, second, rtol=0, atol=0.01))"],
+        "one_direction": [COUNT + "(first - second > 0.01).sum()", COUNT + "(second - first > 0.01).sum()"],
+        "every_difference": [COUNT + "(first != second).sum()"],
+        "not_a_number_of_rows": [COUNT + "np.mean(np.abs(first - second) > 0.01)",
+                                 COUNT + "np.abs(first - second).max()"],
+        "wrong": [COUNT + "len(first)", COUNT + "print(3)", COUNT + "np.abs(first - second) > 0.01"],
+    },
+    "05.3": {
+        "right": [HARDEST + "max(results.storm_id[truth.notna()].unique(),"
+                  " key=lambda storm: np.mean(np.abs(error[results.storm_id == storm])))",
+                  HARDEST + "error.abs().groupby(results.storm_id).mean().sort_values().dropna().index[-1]"],
+        "signed_error": [HARDEST + "error.groupby(results.storm_id).mean().idxmax()"],
+        "single_row": [HARDEST + "results.storm_id[error.abs().idxmax()]"],
+        "added_up": [HARDEST + "error.abs().groupby(results.storm_id).sum().idxmax()"],
+        "wrong": [HARDEST + "error.abs().groupby(results.storm_id).mean().max()",
+                  HARDEST + "'Bonnie'"],
     },
 }
 CASES = [(number, mistake, text)

@@ -1,18 +1,18 @@
 """The function: what it refuses, what it answers, and that it is one function wherever it is called."""
-import contextlib
-import dataclasses
-import io
-import re
 from datetime import datetime, timedelta, timezone
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from workshop.forecaster import Forecast, Storm, category, forecast, kept_model
-from workshop.model import features, keep
-from workshop.storms import STATE, build_examples, load_storms
+from workshop import registry
+from workshop.forecaster import (INPUTS, MOST_GAIN_KT, MOST_KM, MOST_LOSS_KT, Forecast, Storm, category,
+                                 forecast, forecasts)
+from workshop.model import features
+from workshop.storms import STATE, build_examples, load_storms, synoptic
 
 IAN = {"time": "2022-09-27T12:00:00Z",
        "latitude": 23.5, "longitude": -83.3, "wind_kt": 100, "pressure_hpa": 963,
@@ -24,19 +24,20 @@ quick = settings(deadline=None, max_examples=40, database=None)
 
 
 @pytest.fixture(scope="module")
-def first_use(tmp_path_factory):
-    """What happens where no model is kept yet: the model, what was printed, the folder."""
-    folder = tmp_path_factory.mktemp("first") / "models"
+def model(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKSHOP_MODEL_DIR", str(folder))
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            model = kept_model()
-        yield model, said.getvalue(), folder
+        patch.setenv("WORKSHOP_MODEL_DIR", str(tmp_path_factory.mktemp("models")))
+        return registry.kept_model(say=lambda text: None)
 
 
 @pytest.fixture(scope="module")
-def model(first_use):
-    return first_use[0]
+def examples():
+    return build_examples(load_storms())
+
+
+def storms_of(examples):
+    fields = examples[["time", *INPUTS]].assign(time=examples.time.map(pd.Timestamp.isoformat))
+    return [Storm(**record) for record in fields.to_dict("records")]
 
 
 # --- the category ---
@@ -61,8 +62,9 @@ def refusal(**changes):
 
 def test_whole_numbers_fractions_and_the_ends_of_the_ranges_are_accepted():
     Storm(**IAN)
-    Storm(**{**IAN, "latitude": 0, "longitude": -140, "wind_kt": 10, "pressure_hpa": 850})
-    Storm(**{**IAN, "latitude": 75.0, "longitude": 20.0, "wind_kt": 200.0, "pressure_hpa": 1050.0})
+    for ends in ((0, -140, 10, 850), (75.0, 20.0, 200.0, 1050.0)):
+        state = dict(zip(STATE, ends))
+        Storm(**{**IAN, **state, **{f"{name}_12h_ago": end for name, end in state.items()}})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -118,6 +120,65 @@ def test_all_but_the_pressures_are_required(name):
     assert list(refusal(**{name: None})) == [name]
 
 
+# --- what no storm can do from 12 hours ago until now ---
+
+def impossible(**changes):
+    """The kind of the refusal, and its words."""
+    with pytest.raises(ValidationError) as refused:
+        Storm(**{**IAN, **changes})
+    error, = refused.value.errors()
+    return error["type"], error["msg"]
+
+
+def test_every_example_of_the_archive_is_a_possible_storm(examples):
+    assert len(storms_of(examples)) == 11_433
+
+
+def test_the_limits_leave_a_margin_over_the_records_of_the_archive():
+    records = synoptic(load_storms())
+    before = records[["storm_id", "time", *STATE]].assign(time=records.time + pd.Timedelta(hours=12))
+    pairs = records.merge(before, on=["storm_id", "time"], suffixes=("", "_12h_ago")).set_index("storm_id")
+    gain_kt = pairs.wind_kt - pairs.wind_kt_12h_ago
+    assert (gain_kt.idxmax(), gain_kt.max()) == ("2005-Wilma", 75) and 75 < MOST_GAIN_KT < 1.3 * 75
+    assert (gain_kt.idxmin(), gain_kt.min()) == ("2001-Iris", -95) and 95 < MOST_LOSS_KT < 1.3 * 95
+    # The great circle, by the haversine formula: another way than the one that Storm takes.
+    there, here = (np.radians(pairs[[f"latitude{when}", f"longitude{when}"]].to_numpy()).T
+                   for when in ("_12h_ago", ""))
+    half = np.sin((here - there) / 2) ** 2
+    km = 2 * 6371 * np.arcsin(np.sqrt(half[0] + np.cos(here[0]) * np.cos(there[0]) * half[1]))
+    assert (pairs.index[km.argmax()], round(km.max())) == ("1999-Irene", 1466) and 1466 < MOST_KM < 1.3 * 1466
+
+
+@pytest.mark.parametrize("moved", [
+    {"latitude": 20 + 2000 / 111.2, "latitude_12h_ago": 20, "longitude": -60, "longitude_12h_ago": -60},
+    {"latitude": 60, "latitude_12h_ago": 60, "longitude": -60, "longitude_12h_ago": -60 + 2 * 2000 / 111.2}])
+def test_a_storm_that_moved_2000_km_in_12_hours_is_refused_and_the_distance_is_said(moved):
+    kind, words = impossible(**moved)
+    assert kind == "impossible_motion" and "at most 1600 km in 12 hours" in words and "2000 km" in words
+
+
+def test_the_lost_sign_of_a_longitude_is_refused_and_suspected():
+    """15 is a longitude in range, so the range alone would not see it."""
+    kind, words = impossible(longitude=15, longitude_12h_ago=-14.4)
+    assert kind == "impossible_motion" and "sign of a longitude lost" in words and "west" in words
+
+
+@pytest.mark.parametrize("wind_kt, before, changed_by", [(150, 55, "95"), (40, 165, "-125")])
+def test_a_wind_that_no_storm_gains_or_loses_is_refused_and_the_limits_are_said(wind_kt, before, changed_by):
+    kind, words = impossible(wind_kt=wind_kt, wind_kt_12h_ago=before)
+    assert kind == "impossible_gain" and "-120 to 90 knots in 12 hours" in words
+    assert words.endswith(f"changed by {changed_by}")
+
+
+@pytest.mark.parametrize("wind_kt, before", [(150, 60), (40, 160)])
+def test_a_wind_at_the_limits_is_accepted(wind_kt, before):
+    Storm(**{**IAN, "wind_kt": wind_kt, "wind_kt_12h_ago": before})
+
+
+def test_a_value_out_of_range_is_not_called_impossible_motion_as_well():
+    assert list(refusal(longitude=83.3)) == ["longitude"]
+
+
 # --- what is answered ---
 
 def test_an_answer_has_a_wind_an_interval_a_category_and_the_models_version(model):
@@ -145,13 +206,12 @@ def test_the_same_storm_has_the_same_forecast_and_stays_as_it_was(model):
     assert forecast(storm, model) == first and storm == before
 
 
-def test_one_storm_at_a_time_agrees_with_the_whole_table(model):
-    examples = build_examples(load_storms()).iloc[::57].head(200)
-    table = model.predict(features(examples))
-    fields = ["time", *STATE, *(f"{name}_12h_ago" for name in STATE)]
-    assert len(examples) == 200
-    for record, (low, middle, high) in zip(examples[fields].to_dict("records"), table.to_numpy()):
-        answer = forecast(Storm(**{**record, "time": record["time"].isoformat()}), model)
+def test_one_storm_at_a_time_many_and_the_whole_table_agree(model, examples):
+    some = examples.iloc[::57].head(200)
+    storms, table = storms_of(some), model.predict(features(some))
+    together = forecasts(storms, model)
+    assert len(together) == 200 and together == [forecast(storm, model) for storm in storms]
+    for answer, (low, middle, high) in zip(together, table):
         assert (answer.wind_kt_low, answer.wind_kt, answer.wind_kt_high) == pytest.approx(
             (low, middle, high), rel=0, abs=0.005 + 1e-9)
 
@@ -168,28 +228,21 @@ def test_valid_time_is_24_hours_later_in_utc_from_any_zone(model, time, minutes_
     assert answer == in_utc, "the same moment, however it is written, has the same forecast"
 
 
+@st.composite
+def possible_storms(draw):
+    """Anywhere, as weak or strong as can be, and 12 hours ago no farther away than a storm can move."""
+    storm = {"time": draw(TIMES).isoformat() + "Z"}
+    for name, low, high, fall, rise in [("latitude", 0, 75, 10, 10), ("longitude", -140, 20, 10, 10),
+                                        ("wind_kt", 10, 200, 119, 89), ("pressure_hpa", 850, 1050, 200, 200)]:
+        now = draw(st.floats(low, high))
+        before = draw(st.floats(max(low, now - rise), min(high, now + fall)))
+        storm |= {name: now, f"{name}_12h_ago": before}
+    return storm | dict.fromkeys(draw(st.sets(st.sampled_from(["pressure_hpa", "pressure_hpa_12h_ago"]))))
+
+
 @quick
-@given(st.fixed_dictionaries({
-    "time": TIMES.map(lambda time: time.isoformat() + "Z"),
-    **{f"{name}{when}": known | unknown for when in ("", "_12h_ago") for name, known, unknown in [
-        ("latitude", st.floats(0, 75), st.nothing()), ("longitude", st.floats(-140, 20), st.nothing()),
-        ("wind_kt", st.floats(10, 200), st.nothing()), ("pressure_hpa", st.floats(850, 1050), st.none())]}}))
-def test_any_storm_that_is_accepted_has_a_forecast(model, storm):
+@given(possible_storms())
+def test_any_possible_storm_has_a_forecast(model, storm):
     answer = forecast(Storm(**storm), model)
     assert 0 <= answer.wind_kt_low <= answer.wind_kt <= answer.wind_kt_high < 400
     assert answer.category == category(answer.wind_kt)
-
-
-# --- the kept model ---
-
-def test_the_first_use_trains_keeps_and_says_so(first_use):
-    model, said, folder = first_use
-    assert re.fullmatch("No model is kept here: .+ done: model 1975-2014.\n", said)
-    assert [path.name for path in folder.iterdir()] == ["model.joblib"]
-
-
-def test_the_next_use_takes_the_kept_file_and_says_so(first_use, capsys):
-    trained, _, folder = first_use
-    keep(dataclasses.replace(trained, version="kept by notebook 02"))
-    assert kept_model().version == "kept by notebook 02"
-    assert capsys.readouterr().out == "Model kept by notebook 02, kept earlier.\n"

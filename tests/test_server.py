@@ -289,14 +289,12 @@ def test_an_app_in_a_module_file_is_read_again_at_every_launch(launched, tmp_pat
         launched(APP + "import sys\n'pytest' in sys.modules or 1 / 0\n")
 
 
-def test_a_port_that_was_taken_meanwhile_is_replaced_and_that_is_said(launched, capsys):
+def test_a_port_that_was_taken_meanwhile_is_replaced(launched):
     first = launched()
     first.stop()
     with socket.create_server(("127.0.0.1", first.port)):
         second = launched()
         assert second.port != first.port and requests.get(f"{second.url}/docs").ok
-        said = f"Port {first.port} was taken by another program meanwhile: app has port {second.port} now."
-        assert said in capsys.readouterr().out
     assert launched(name="other").port != second.port  # two apps side by side
     assert second.running
 
@@ -312,8 +310,9 @@ def test_an_app_that_takes_too_long_is_stopped(launched, monkeypatch):
 
 
 def test_three_thousand_requests_with_the_access_log_on(launched):
-    started = launched(APP + "import asyncio, gc, socket\n@app.get('/delays')\nasync def delays() -> list:\n"
-                       "    links = [o for o in gc.get_objects() if isinstance(o, asyncio.Transport)]\n"
+    started = launched(APP + "import gc, socket\n@app.get('/delays')\nasync def delays() -> list:\n"
+                       "    links = [o.transport for o in gc.get_objects()"
+                       " if type(o).__name__ in ('HttpToolsProtocol', 'H11Protocol')]\n"
                        "    socks = [link.get_extra_info('socket') for link in links]\n"
                        "    return [s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in socks]\n")
     connection = http.client.HTTPConnection("127.0.0.1", started.port, timeout=30)
@@ -341,12 +340,10 @@ def test_importing_the_helper_is_cheap():
     ({"JPY_PARENT_PID": "4711", "JUPYTERHUB_SERVICE_PREFIX": "/else/"}, "/user/learner/proxy/8123"),
     ({"JPY_PARENT_PID": "1"}, "http://127.0.0.1:8123"),
     ({"JUPYTERHUB_SERVICE_PREFIX": "/user/jo%40x.org/"}, "/user/jo%40x.org/proxy/8123"),
-    ({"CODESPACE_NAME": "fun-disco", "GITHUB_CODESPACES_PORT_FORWARDING_DOMAIN": "app.github.dev"},
-     "https://fun-disco-8123.app.github.dev"),
     ({"VSCODE_PROXY_URI": "https://code.example.org/proxy/{{port}}/"}, "https://code.example.org/proxy/8123"),
 ])
 def test_the_address_for_the_participants_browser(environment, address, tmp_path, monkeypatch):
-    for name in ("JPY_PARENT_PID", "JUPYTERHUB_SERVICE_PREFIX", "CODESPACE_NAME", "VSCODE_PROXY_URI"):
+    for name in ("JPY_PARENT_PID", "JUPYTERHUB_SERVICE_PREFIX", "VSCODE_PROXY_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
     (tmp_path / "jpserver-4711.json").write_text('{"base_url": "/user/learner/"}')
@@ -373,7 +370,7 @@ def test_the_docs_need_no_network_and_know_their_prefix(launched, docs_url):
     started = launched(APP.replace("title=", f"docs_url={docs_url!r}, title=") + anything)
     frame = html.unescape(started.docs(300).data)
     assert f'location.replace("{started.public_url}{docs_url}")' in frame
-    assert 'title="API documentation"' in frame
+    assert 'title="A page of the API"' in frame
     assert f'<a href="{started.public_url}{docs_url}" target="_blank">' in started._repr_html_()
     assert "servers" not in check_docs(started.url + docs_url)
     assert requests.get(f"{started.url}/redoc").json() == "redoc"  # free: ReDoc needs a network

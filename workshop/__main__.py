@@ -9,16 +9,10 @@ import hashlib
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
-from workshop import ROOT
+from workshop import ROOT, doctor
 
-VERBS = {"setup": "Make or repair the environment and the course's kernel (every verb does so on first use).",
-         "lab": "Open the course in JupyterLab, or print a link to it where a Jupyter runs already.",
-         "test": "Run the tests, every notebook included; arguments go to pytest.",
-         "run": "Execute notebooks from end to end; write executed copies and a report.",
-         "doctor": "Say whether this workspace is ready, with a fix for each thing that is not."}
 LOCK, VENV = Path(ROOT, "requirements.txt"), Path(ROOT, ".venv")
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "workshop-stamp"  # written last: where it is, all the rest is
@@ -35,22 +29,16 @@ def finished(write=False):
     return PYTHON.exists() and STAMP.exists() and STAMP.read_text(encoding="utf-8") == stamp
 
 
-def call(command, quiet=False):
-    """Tell whether a command could be started and ended well; it inherits the set-up's lock, on purpose."""
-    try:
-        out = subprocess.DEVNULL if quiet else None
-        return subprocess.call(command, env=ENV, close_fds=False, stdout=out, stderr=out) == 0
-    except OSError:
-        return False
+def call(arguments):
+    """Run the environment's Python, and tell whether it ended well."""
+    return subprocess.call([PYTHON] + arguments, env=ENV) == 0
 
 
 def one_at_a_time():
-    """Wait for any other set-up in this folder. The system frees the lock when its last holder has ended."""
-    Path(ROOT, ".workshop").mkdir(exist_ok=True)
-    handle = Path(ROOT, ".workshop", "setup.lock").open("a")
+    """Wait for any other set-up in this folder. The system frees the lock when its holder has ended."""
+    handle = LOCK.open("a")
     if os.name != "nt":  # Windows has no flock: there, nothing keeps two set-ups apart
         import fcntl
-        os.set_inheritable(handle.fileno(), True)  # so an installer that outlives us still holds it
         fcntl.flock(handle, fcntl.LOCK_EX)
     return handle
 
@@ -58,21 +46,17 @@ def one_at_a_time():
 def make():
     """Make .venv from nothing. Raises SystemExit with what to do, or another error with what went wrong."""
     import venv
-    uv, with_pip = shutil.which("uv"), importlib.util.find_spec("ensurepip") is not None
-    uv = uv and call([uv, "--version"], quiet=True) and uv
-    if not (uv or with_pip):
-        sys.exit("This Python can't make environments: it has no `ensurepip`. Debian and Ubuntu mend it so:\n"
-                 "sudo apt install python%d.%d-venv" % sys.version_info[:2])
+    if not importlib.util.find_spec("ensurepip"):
+        sys.exit("This Python can't make environments: it has no `ensurepip`. " + doctor.APT)
     STAMP.exists() and STAMP.unlink()  # first: a clearing that is cut short must not look finished
-    venv.EnvBuilder(clear=True, symlinks=os.name != "nt", with_pip=with_pip).create(VENV)
-    pip = [PYTHON, "-m", "pip", "install", "--no-input", "--require-hashes", "-r"]
-    if not uv:
-        part, uv = VENV / "uv.txt", PYTHON.parent / "uv"
-        part.write_text(re.search(r"(?m)^uv==.*(\n[ \t].*)*\n", LOCK.read_text()).group())
-        call(pip + [part, "--only-binary", ":all:"], quiet=True)
-    if not call([uv, "pip", "install", "--python", PYTHON, "--require-hashes", "-r", LOCK]):
+    venv.EnvBuilder(clear=True, symlinks=os.name != "nt", with_pip=True).create(VENV)
+    install = ["install", "--require-hashes", "-r"]
+    fast = VENV / "uv.txt"  # uv, as the lock has it: it installs the rest in a sixth of pip's time
+    fast.write_text(re.search(r"(?m)^uv==.*(\n[ \t].*)*\n", LOCK.read_text(encoding="utf-8")).group())
+    if not (call(["-m", "pip"] + install + [fast, "--no-input", "--quiet", "--only-binary", ":all:"])
+            and call(["-m", "uv", "pip"] + install + [LOCK, "--python", PYTHON])):
         print("The fast installer uv does not work here: going on with pip, which is slower.", flush=True)
-        if not call(pip + [LOCK]):
+        if not call(["-m", "pip"] + install + [LOCK, "--no-input"]):
             sys.exit("The packages could not be installed, for the reason above. Is there a network? The same"
                      " command tries again, and uses what is already downloaded.")
     finished(write=True)
@@ -88,25 +72,17 @@ def hand_over(command, env=None):
 
 def main(args):
     """Run a verb and return its exit code. Help, a wrong verb and the doctor need no environment."""
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: python3 -m workshop VERB [options], where VERB (more: VERB --help) is one of:\n"
-              + "\n".join("  %-8s%s" % pair for pair in VERBS.items()))
-        return 0 if args else 2
-    verb = args[0]
-    if verb not in VERBS:
-        sys.stderr.write("There is no verb %r. The verbs are: %s.\n" % (verb, ", ".join(VERBS)))
-        return 2
-    from workshop import cli, doctor
-    setup, inside = verb == "setup", os.path.realpath(sys.prefix) == os.path.realpath(str(VENV))
-    bare = verb == "doctor" or (verb != "test" and set(args) & {"-h", "--help"})
-    if bare or (inside and finished() and not setup) or not doctor.lacking(every_file=setup or inside):
+    from workshop import cli
+    setup, inside = args[:1] == ["setup"], os.path.realpath(sys.prefix) == os.path.realpath(str(VENV))
+    bare = not {"setup", "lab", "test", "run", "serve"} & set(args[:1]) or {"-h", "--help"} & set(args)
+    if bare or (inside and finished() and not setup) or not doctor.lacking():
         return cli.main(args)
     if setup or not finished():
-        print("The course's environment: %s (once: up to a minute, 0.6 GB)" % VENV, flush=True)
-        check = IMPORT + "doctor import lacking; sys.exit(', '.join(lacking(every_file=True)) or None)"
+        print("The course's environment: %s (once: up to a minute, 0.9 GB)" % VENV, flush=True)
+        check = IMPORT + "doctor import lacking; sys.exit(', '.join(lacking()) or None)"
         try:
             with one_at_a_time():
-                if not finished() or (setup and not call([PYTHON, "-c", check, ROOT])):
+                if not finished() or (setup and not call(["-c", check, ROOT])):
                     make()
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
             sys.exit("The environment could not be made in %s: %s" % (VENV, error))

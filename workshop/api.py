@@ -1,59 +1,267 @@
-"""What every API of this course has: addresses that fit a proxy, docs without network, clear refusals."""
+"""The production API: `create_app` makes it; `python3 -m workshop serve` runs it.
+
+Beside the function it has what a service needs: a log that loses no answer, metrics, limits, a key, new
+versions of the model without a restart.
+"""
+import asyncio
+import hmac
 import json
+import os
 import re
+import time
+from collections import Counter
+from contextlib import asynccontextmanager, suppress
+from itertools import count, repeat
+from pathlib import Path
+from typing import Annotated
+
+import prometheus_client
+from fastapi import Body, Depends, FastAPI, HTTPException, Request, Response, Security
+from fastapi.responses import HTMLResponse
+from fastapi.security import APIKeyHeader
+from prometheus_client import multiprocess
+from pydantic import BaseModel, ConfigDict, Field
+
+from workshop import records, registry
+from workshop.forecaster import Forecast, Storm, forecasts
+from workshop.web import ForwardedPrefix, clear_refusals, offline_docs
+
+MOST_BYTES, MOST_STORMS, MOST_SECONDS = 1_000_000, 1000, 10  # of one request: body, batch, wait for its body
+LOOK_EVERY = 0.2  # seconds between two looks at which version is in use
+REFUSED = {400: "The body can't be read.", 401: "The key is missing or wrong.", 408: "The body did not come.",
+           413: "The body is larger than 1,000,000 bytes.", 503: "The forecast can't be logged."}
+# Prometheus' own words: a counter's name ends in _total, and units are base units.
+REQUESTS = prometheus_client.Counter("http_requests", "Requests answered.", ["method", "path", "status"])
+SECONDS = prometheus_client.Histogram("http_request_seconds", "Time to answer a request.", ["path"], buckets=(
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 10))
+FORECASTS = prometheus_client.Counter("forecasts", "Forecasts given.", ["category", "model_version"])
+LOADED = prometheus_client.Gauge("model_loaded_time_seconds", "When a version came into use; the last is.",
+                                 ["model_version"], multiprocess_mode="max")
 
 
-class ForwardedPrefix:
-    """ASGI middleware: give the path back the prefix that a proxy cut off, so that addresses fit."""
+class Storms(BaseModel):
+    """Storms to forecast in one request."""
 
-    def __init__(self, app):
-        self.app = app
+    model_config = ConfigDict(extra="forbid")
+    storms: Annotated[list[Storm], Field(min_length=1, max_length=MOST_STORMS)]
+
+
+class Forecasts(BaseModel):
+    """A forecast for each storm, in order."""
+
+    forecasts: list[Forecast]
+
+
+class Service:
+    """What the endpoints share in one process: the model in use, the forecast log, and the books.
+
+    Requests that came together are answered together: one call of the model, one write to the log. That
+    delays nobody, since the next turn of the event loop is now, and under load it saves most of the work.
+    """
+
+    def __init__(self):
+        self.log = records.Writer(records.log_folder(), "forecasts")
+        self.waiting, self.done = [], []  # requests that wait for an answer; that have it, but are in no book
+        self.refused = None  # the version that should be in use, and can't be
+        self.use(registry.kept_model(say_event))
+
+    def use(self, model):
+        """Answer with this model from the next request on."""
+        self.model = model
+        LOADED.labels(model.version).set_to_current_time()
+
+    async def answer(self, storms, request):
+        """Return the forecasts for one request's storms, once they are in the log."""
+        loop = asyncio.get_running_loop()
+        if not self.waiting:
+            loop.call_soon(self._answer_all)
+        self.waiting.append((storms, request.scope["head"], answers := loop.create_future()))
+        return await answers
+
+    def _answer_all(self):
+        waiting, self.waiting = self.waiting, []
+        try:
+            answers = iter(forecasts([storm for storms, _, _ in waiting for storm in storms], self.model))
+            results = [[next(answers) for _ in storms] for storms, _, _ in waiting]
+            lines = (b'%b, "storm": %b, "forecast": %b}\n' % (head, to_json(storm), to_json(answer))
+                     for (storms, head, _), result in zip(waiting, results)
+                     for storm, answer in zip(storms, result))
+            self.log.write(b"".join(lines))
+        except OSError as error:
+            reason = f"No forecast without a record of it, and the log can't be written: {error}."
+            results = repeat(HTTPException(503, reason))
+        except Exception as error:
+            results = repeat(error)
+        for (_, _, future), result in zip(waiting, results):
+            if isinstance(result, Exception):
+                future.cancelled() or future.set_exception(result)
+                continue
+            future.cancelled() or future.set_result(result)
+            for kind, times in Counter(answer.category for answer in result).items():
+                FORECASTS.labels(kind, result[0].model_version).inc(times)
+
+    def keep_books(self):
+        """Count and time the requests that have their answers, and print a line of each."""
+        done, self.done = self.done, []
+        for head, method, path, status, seconds in done:
+            REQUESTS.labels(method, path, status).inc()
+            SECONDS.labels(path).observe(seconds)
+        say(b"".join(b'%b, "method": "%b", "path": "%b", "status": %d, "milliseconds": %.2f}\n' % (
+            head, method.encode(), path.encode(), status, 1000 * seconds)
+            for head, method, path, status, seconds in done))
+
+    async def look_around(self):
+        """For ever: keep the books, and use the version that the registry names; a damaged one is refused."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            self.keep_books()
+            wanted = self.model.version
+            try:
+                wanted = registry.current() or wanted
+                if wanted not in (self.model.version, self.refused):
+                    self.use(await asyncio.to_thread(registry.load, wanted))
+            except Exception as error:  # whatever is wrong with it: go on with what we have
+                if wanted != self.model.version:
+                    say_event(f"version refused: {error}")
+            self.refused = wanted if wanted != self.model.version else None
+
+
+def to_json(model) -> bytes:
+    """Return a pydantic object as JSON, without the detour over text that model_dump_json makes."""
+    return model.__pydantic_serializer__.to_json(model)
+
+
+def say(lines: bytes):
+    """Print lines of the service's own log."""
+    with suppress(OSError):  # nobody listens any more: no reason to fail
+        print(lines.decode(), end="", flush=True)
+
+
+def say_event(text):
+    """Print what happened, in a line of its own."""
+    say(records.line(at=records.utc_now(), event=text))
+
+
+class Observe:
+    """ASGI middleware: gives each request an id and limits, logs refusals, and notes what becomes of it."""
+
+    def __init__(self, app, service):
+        self.app, self.service = app, service
+        self.prefix, self.numbers = os.urandom(6).hex().encode(), count(1)
 
     async def __call__(self, scope, receive, send):
-        prefix = dict(scope.get("headers", ())).get(b"x-forwarded-prefix", b"").decode("latin-1").rstrip("/")
-        if re.fullmatch(r"(/[\w.~%@:+=-]+)+", prefix, re.ASCII):  # else any text could get into a page
-            scope = scope | {"root_path": prefix, "path": prefix + scope["path"]}
-        await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        begin, headers, status, size = time.perf_counter(), dict(scope["headers"]), 500, 0
+        request_id, client = headers.get(b"x-request-id"), headers.get(b"x-client")
+        if request_id is None or not re.fullmatch(rb"[\w.:-]{1,100}", request_id):
+            request_id = b"%b-%d" % (self.prefix, next(self.numbers))
+        # The beginning of every line about this request, in the forecast log as in the service's own.
+        head = scope["head"] = b'{"at": "%b", "request_id": "%b", "client": %b' % (
+            records.utc_now().encode(), request_id,
+            json.dumps(client.decode("latin-1")[:100]).encode() if client else b"null")
+
+        async def receive_within_limits():
+            nonlocal size
+            try:
+                async with asyncio.timeout(MOST_SECONDS):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"The body did not come within {MOST_SECONDS} seconds.") from None
+            size += len(message.get("body", b""))
+            if size > MOST_BYTES:
+                raise HTTPException(413, f"A body has at most {MOST_BYTES:,} bytes: send fewer storms.")
+            return message
+
+        async def send_with_id(message):
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                if (status in REFUSED or status == 422) and scope["method"] == "POST":
+                    with suppress(OSError):  # an answer must be in the log; a refusal is in our own, too
+                        self.service.log.write(b'%b, "path": "%b", "status": %d, "refused": %b}\n' % (
+                            head, path_of(scope).encode(), status, json.dumps(scope.get("refused")).encode()))
+            await send(message)
+
+        try:
+            await self.app(scope, receive_within_limits, send_with_id)
+        finally:
+            seconds = time.perf_counter() - begin
+            self.service.done.append((head, scope["method"], path_of(scope), status, seconds))
 
 
-def offline_docs(app):
-    """Return the FastAPI `app` with its documentation served without the web, and no /redoc."""
-    from fastapi.openapi.docs import get_swagger_ui_html
-    from starlette.staticfiles import StaticFiles
-
-    rest = [route for route in app.routes if getattr(route, "path", "") not in (app.docs_url, app.redoc_url)]
-    app.routes.clear()
-    if app.openapi_url and app.docs_url:  # they go first: a route such as /{anything} must not hide them
-        root = "." + "/.." * (app.docs_url.count("/") - 1)  # relative to the page, so right under any prefix
-        files = root + app.docs_url + "/static/"
-        page = get_swagger_ui_html(
-            title=app.title, openapi_url=root + app.openapi_url, swagger_css_url=files + "swagger-ui.css",
-            swagger_js_url=files + "swagger-ui-bundle.js", swagger_favicon_url=files + "favicon-32x32.png",
-            swagger_ui_parameters=app.swagger_ui_parameters)
-        app.mount(app.docs_url + "/static", StaticFiles(packages=[("fastapi_swagger", "resources")]))
-        app.add_route(app.docs_url, lambda request: page, include_in_schema=False)
-    app.routes.extend(rest)
-    return app
+def path_of(scope) -> str:
+    """Return the path as the API knows it; not the text that came: it could be anything."""
+    return getattr(scope.get("route"), "path", "other")
 
 
-def clear_refusals(app):
-    """Return the FastAPI `app`, made to answer every input that it refuses with a 422 that can be sent.
+def create_app() -> FastAPI:
+    """Return the API, ready to be served: by one process, or several of them.
 
-    FastAPI repeats the input, and fails with a 500 where JSON has no words for it, such as NaN.
+    Reads $WORKSHOP_MODEL_DIR, $WORKSHOP_LOG_DIR and $WORKSHOP_API_KEY; trains a model where there is none.
     """
-    from fastapi import Response
-    from fastapi.exceptions import RequestValidationError
+    service, key = Service(), os.environ.get("WORKSHOP_API_KEY")
 
-    def refuse(request, error):
-        detail = []
-        for problem in error.errors()[:20]:
-            given, message = problem.get("input"), problem["msg"]
-            if problem["loc"] == ("body",) and isinstance(given, (str, bytes)):
-                message += "; send JSON, with the header Content-Type: application/json"
-            given = given if isinstance(given, (int, str, type(None))) else repr(given)
-            given = given[:200] if isinstance(given, str) else given
-            detail.append({"type": problem["type"], "loc": problem["loc"], "msg": message, "input": given})
-        return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
+    @asynccontextmanager
+    async def following(app):
+        task = asyncio.create_task(service.look_around())
+        yield
+        task.cancel()
+        service.keep_books()
 
-    app.add_exception_handler(RequestValidationError, refuse)
-    return app
+    header = APIKeyHeader(name="X-API-Key", auto_error=False)
+
+    async def authorised(given: Annotated[str | None, Security(header)]):
+        if not hmac.compare_digest((given or "").encode(), key.encode()):
+            raise HTTPException(401, "Send the key that you were given, in the header X-API-Key.")
+
+    app = FastAPI(title="Hurricane winds in 24 hours", version="1", lifespan=following,
+                  description="A teaching model. Not for safety decisions: follow official forecasts.")
+    guard = {"dependencies": [Depends(authorised)] if key else [],
+             "responses": {status: {"description": text} for status, text in REFUSED.items()}}
+    real = service.model.card["examples"]
+    one = {example["name"]: {"value": example["storm"]} for example in real}
+    several = {"Two storms": {"value": {"storms": [example["storm"] for example in real[:2]]}}}
+
+    @app.post("/forecast", **guard)
+    async def one_storm(storm: Annotated[Storm, Body(openapi_examples=one)], request: Request) -> Forecast:
+        """Forecast one storm's maximum sustained wind, 24 hours ahead, in knots, with an 80 % interval."""
+        return (await service.answer([storm], request))[0]
+
+    @app.post("/forecasts", **guard)
+    async def several_storms(batch: Annotated[Storms, Body(openapi_examples=several)], request: Request
+                               ) -> Forecasts:
+        """Forecast up to 1,000 storms; one that is refused refuses them all, and its index is named."""
+        return Forecasts(forecasts=await service.answer(batch.storms, request))
+
+    @app.get("/health")
+    async def health() -> dict:
+        """Tell that the service answers, with which version, and whether a newer one had to be refused."""
+        return {"status": "ok", "model_version": service.model.version, "refused_version": service.refused}
+
+    @app.get("/model", **guard)
+    async def card() -> dict:
+        """Tell what the model is, what it learnt from, and how it scores: its card."""
+        return service.model.card
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics():
+        """Tell what was counted and timed, by all workers, in Prometheus' text format."""
+        service.keep_books()
+        counted = prometheus_client.REGISTRY
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            multiprocess.MultiProcessCollector(counted := prometheus_client.CollectorRegistry())
+        return Response(prometheus_client.generate_latest(counted),
+                        media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page():
+        return (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+
+    words = {name: f"{field['description']}: {field['minimum']:g} to {field['maximum']:g}"
+             for name, field in ((name, field.get("anyOf", [field])[0]) for name, field
+                                 in Storm.model_json_schema()["properties"].items()) if "minimum" in field}
+    app.add_middleware(Observe, service=service)
+    app.add_middleware(ForwardedPrefix)
+    return offline_docs(clear_refusals(app, words))

@@ -1,36 +1,40 @@
 """The verbs of `python3 -m workshop`. Only the standard library up here: `--help` needs no environment."""
 import argparse
-import html
 import json
 import os
-import re
 import shutil
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from urllib.parse import quote, urljoin
 from workshop import ROOT, doctor
-from workshop.__main__ import VERBS, hand_over
+from workshop.__main__ import hand_over
 
+VERBS = {"setup": "Make or repair the environment and the course's kernel (every verb does so on first use).",
+         "lab": "Open the course in JupyterLab, or print a link to it where a Jupyter runs already.",
+         "test": "Run the tests, every notebook included; arguments go to pytest.",
+         "run": "Execute notebooks from end to end; write executed copies and a report.",
+         "serve": "Serve the model as the production API, on this machine; Ctrl-C stops it.",
+         "doctor": "Say whether this workspace is ready, with a fix for each thing that is not."}
+EXAMPLES = {"lab": "lab --no-browser", "test": "test -x -k storms", "run": "run 02 04 --output runs/today",
+            "serve": "serve --port 8000 --workers 2"}
 KERNEL, TITLE = "production-ml", "Production ML workshop"
 NOTEBOOKS, START = Path(ROOT, "notebooks"), Path(ROOT, "my_work", "00_start_here.ipynb")
-EXAMPLES = {verb: verb for verb in VERBS} | {
-    "lab": "lab --no-browser", "test": "test -x -k storms", "run": "run 02 04 --output runs/today"}
-OVERRIDES = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
 CONTENTS_OPEN = {"metadata": {"id": "default"}, "data": {"layout-restorer:data": {
     "left": {"collapsed": False, "current": "@jupyterlab/toc:plugin"}}}}
+OVERRIDES = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
 
 
-def put_kernel(folder, title):
-    """Make sure that `folder` describes this interpreter to Jupyter, as a kernel that is quiet on TCP."""
-    spec = folder / "kernel.json"
-    if not (spec.is_file() and json.dumps(sys.executable) in spec.read_text(encoding="utf-8")):
-        from ipykernel.kernelspec import write_kernel_spec
-        draft = write_kernel_spec(overrides={"display_name": title}, extra_arguments=["--log-level=40"])
-        shutil.copytree(draft, folder, dirs_exist_ok=True)  # does no harm where two of us do it at once
-        shutil.rmtree(Path(draft).parent)
+def put_kernel():
+    """Describe this interpreter to Jupyter, as the course's kernel, quiet on TCP; returns where."""
+    from ipykernel.kernelspec import write_kernel_spec
+    from jupyter_core.paths import jupyter_data_dir
+    folder = Path(jupyter_data_dir(), "kernels", KERNEL)
+    draft = write_kernel_spec(overrides={"display_name": TITLE}, extra_arguments=["--log-level=40"])
+    shutil.copytree(draft, folder, dirs_exist_ok=True)  # does no harm where two of us do it at once
+    shutil.rmtree(Path(draft).parent)
+    return folder
 
 
 def learners_copy():
@@ -54,17 +58,9 @@ def learners_copy():
     print(f"Your copy of the course is in {START.parent}. What is there already is never overwritten.")
 
 
-def running_jupyter():
-    """Address (a hub's: often without its host) and root of the Jupyter we are called in; None if in none."""
-    env, hub = os.environ, os.environ.get("JUPYTERHUB_SERVICE_PREFIX")
-    public = env.get("JUPYTERHUB_PUBLIC_URL") or env.get("JUPYTERHUB_HOST") or ""  # few hubs tell it
-    base = urljoin(public, hub) if hub else env.get("JUPYTER_SERVER_URL")  # the latter: in Lab's terminals
-    return base and (base, env.get("JUPYTER_SERVER_ROOT") or "~")
-
-
-def show_link(base, root):
+def show_link(base):
     """Print the link to the learner's copy in the Jupyter that runs here; returns 1 if that can't show it."""
-    root, start = Path(root).expanduser().resolve(), Path(ROOT).resolve() / START.relative_to(ROOT)
+    root, start = Path(os.environ.get("JUPYTER_SERVER_ROOT", "~")).expanduser().resolve(), START.resolve()
     if not start.is_relative_to(root):
         print(f"Jupyter runs here already, but shows only {root}. Move {ROOT} into it; then run this there.")
         return 1
@@ -79,108 +75,107 @@ def show_link(base, root):
 def lab(port, browser):
     """Open the learner's copy in JupyterLab, as this process; in a Jupyter that runs already, by a link."""
     learners_copy()
-    if running := running_jupyter():
-        return show_link(*running)
-    settings, workspaces = Path(ROOT, ".workshop/jupyter"), Path(ROOT, ".workshop/jupyter/lab/workspaces")
-    os.environ["JUPYTER_CONFIG_DIR"] = str(settings)  # before the imports; the user's own stay as they are
-    from jupyterlab.labapp import LabApp
-    from jupyterlab_server.workspaces_handler import WorkspacesManager
+    env = os.environ  # few hubs tell their public address; the last one is told in JupyterLab's terminals
+    hub = env.get("JUPYTERHUB_PUBLIC_URL") or env.get("JUPYTERHUB_SERVICE_PREFIX")
+    if base := hub or env.get("JUPYTER_SERVER_URL"):
+        return show_link(base)
+    settings = Path(ROOT, ".workshop", "jupyter")  # the user's own stay as they are
     (settings / "labconfig").mkdir(parents=True, exist_ok=True)
     (settings / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(OVERRIDES))
-    if not workspaces.exists():  # later, Lab opens as the learner left it
-        WorkspacesManager(str(workspaces)).save("default", json.dumps(CONTENTS_OPEN))
-    options = {"ServerApp.ip": "localhost", "ServerApp.root_dir": ROOT, "ServerApp.open_browser": browser,
-               "IdentityProvider.token": os.environ.get("JUPYTER_TOKEN") or os.urandom(16).hex(),
-               "LabApp.default_url": "/lab/tree/my_work/" + START.name, "ServerApp.answer_yes": True,
-               "ServerApp.allow_root": True, "Application.log_level": 30, "ServerApp.port": port}
-    server = LabApp.initialize_server([f"--{name}={value}" for name, value in options.items()])
-    address = urljoin(server.connection_url, server.default_url) + "?token=" + server.identity_provider.token
-    text = f"The course is at this address, until you press Ctrl-C here:\n\n    {address}\n"
-    server.io_loop.add_callback(print, text, flush=True)  # not before its turn comes: the port is bound first
-    return server.start()
+    if not (settings / "lab" / "workspaces").exists():  # later, Lab opens as the learner left it
+        from jupyterlab_server.workspaces_handler import WorkspacesManager
+        WorkspacesManager(str(settings / "lab" / "workspaces")).save("default", json.dumps(CONTENTS_OPEN))
+    options = {"ServerApp.ip": "localhost", "ServerApp.port": port, "ServerApp.open_browser": browser,
+               "ServerApp.root_dir": ROOT, "LabApp.default_url": "/lab/tree/my_work/" + START.name,
+               "ServerApp.answer_yes": True, "ServerApp.allow_root": True, "Application.log_level": 30}
+    print("JupyterLab starts, and prints its address; it runs until you press Ctrl-C here.")
+    hand_over([sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())],
+              env | {"JUPYTER_CONFIG_DIR": str(settings)})
 
 
-def watch_memory(peak, over):
-    """Until `over` is set, keep in `peak[0]` the most memory, in MB, that a child of ours (a kernel) used."""
-    import psutil
-    while not over.wait(0.1):
-        for child in psutil.Process().children():
-            try:
-                status = Path(f"/proc/{child.pid}/status")  # Linux notes the peak itself, so we can't miss it
-                high = re.search(r"VmHWM:\s*(\d+)", status.read_text()) if status.exists() else None
-                peak[0] = max(peak[0], int(high[1]) / 1024 if high else child.memory_info().rss / 2**20)
-            except (psutil.Error, OSError):
-                pass  # it ended while we looked
-
-
-def execute(path, output):
-    """Run a notebook and write the executed copy; returns what the report says of it, the result last."""
+def execute(path, copy):
+    """Run a notebook and write the executed copy; returns "ok", or in one line why it failed."""
     import papermill
-    begin, result, copy = time.perf_counter(), "ok", output / path.name
-    peak, over = [0], threading.Event()
-    threading.Thread(target=watch_memory, args=(peak, over), daemon=True).start()
-    copy.unlink(missing_ok=True)
     try:
-        papermill.execute_notebook(str(path), str(copy), cwd=str(path.parent), kernel_name="python3",
+        papermill.execute_notebook(path, copy, cwd=path.parent, kernel_name=KERNEL,
                                    progress_bar={"desc": path.stem})
     except papermill.PapermillExecutionError as fault:
         last = f"{fault.ename}: {fault.evalue}".strip().splitlines()[-1]
-        result = f"FAILED in cell {fault.cell_index + 1}: {last}"
+        return f"FAILED in cell {fault.cell_index + 1}: {last}"
     except Exception as fault:  # a dead kernel, a damaged file: the other notebooks still get their turn
-        result = f"FAILED: {type(fault).__name__}: " + " ".join(str(fault).split())
-    over.set()
-    cells = json.loads(copy.read_bytes())["cells"] if copy.exists() else []
-    notes = [cell["metadata"].get("papermill", {}) for cell in cells]
-    spent = [note["duration"] or 0 for note in notes if "status" in note] or [0]  # papermill's own have none
-    slowest = f"cell {spent.index(max(spent)) + 1}: {max(spent):.1f} s"
-    return path.stem, f"{time.perf_counter() - begin:.1f}", slowest, f"{peak[0]:.0f}", result
+        return f"FAILED: {type(fault).__name__}: " + " ".join(str(fault).split())
+    return "ok"
 
 
 def run(names, output):
     """Execute notebooks, each in its own kernel; returns 1 if one failed, 2 if there is no such notebook."""
+    import pandas as pd
     there = {path.stem: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
     names = {Path(name).stem.zfill(2) for name in names}
-    wrong = names - set(there) - {stem[:2] for stem in there}
-    if wrong or not there:
+    if wrong := names - set(there) - {stem[:2] for stem in there}:
         print(f"No such notebook: {', '.join(wrong)}. There are: {', '.join(there)}.", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is shut down
-    data = Path(ROOT, ".workshop", "run")  # where "python3" is this interpreter, whatever it is elsewhere
-    put_kernel(data / "kernels" / "python3", "Python 3")
-    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (str(data), os.environ.get("JUPYTER_PATH"))))
     output.mkdir(parents=True, exist_ok=True)
-    rows = [("notebook", "seconds", "slowest cell", "peak MB", "result")]
-    rows += [execute(path, output) for stem, path in there.items() if not names or {stem, stem[:2]} & names]
-    lines = ["<tr><td>" + "<td>".join(html.escape(text) for text in row) for row in rows]
-    head = "<!doctype html><meta charset=utf-8><title>Notebooks</title><table cellpadding=6>"
-    (output / "report.html").write_text("\n".join([head, *lines]), encoding="utf-8")
-    print("\n".join("{:24} {:>8}  {:18} {:>8}  {}".format(*row) for row in rows), f"\n\nMore in {output}")
-    return int({row[-1] for row in rows[1:]} != {"ok"})
+    rows = []
+    for stem, path in there.items():
+        if not names or {stem, stem[:2]} & names:
+            begin = time.perf_counter()
+            result = execute(path, output / path.name)
+            rows.append((stem, round(time.perf_counter() - begin, 1), result))
+    report = pd.DataFrame(rows, columns=["notebook", "seconds", "result"])
+    pd.set_option("display.max_colwidth", None)  # an error's whole text
+    page = "<!doctype html><meta charset=utf-8><title>Notebooks</title>" + report.to_html(index=False)
+    (output / "report.html").write_text(page, encoding="utf-8")
+    print(report.to_string(index=False), f"\n\nMore in {output}")
+    return int((report.result != "ok").any())
+
+
+def serve(host, port, workers):
+    """Serve the production API until Ctrl-C; returns 1 where the port can't be had."""
+    from workshop import server
+    try:
+        listener = server.listen(port, host)
+    except OSError as error:
+        print(f"Port {port} of {host} can't be had ({error.strerror}): try another --port.", file=sys.stderr)
+        return 1
+    if host not in ("127.0.0.1", "localhost", "::1") and not os.environ.get("WORKSHOP_API_KEY"):
+        print(f"WARNING: at {host} others can reach this API, and it asks for no key: set WORKSHOP_API_KEY.",
+              file=sys.stderr)
+    print(f"The API is at {server.public_address(port)}/ until you press Ctrl-C.", file=sys.stderr)
+    server.serve(listener, workers)
+    return 0
 
 
 def main(argv):
     """Run one verb with its arguments; returns the exit code."""
     top = argparse.ArgumentParser(prog="python3 -m workshop")
     verbs = top.add_subparsers(dest="verb", required=True)
-    part = {name: verbs.add_parser(name, description=text, epilog=f"Example: {top.prog} {EXAMPLES[name]}")
+    part = {name: verbs.add_parser(name, help=text, description=text,
+                                   epilog=f"Example: {top.prog} {EXAMPLES.get(name, name)}")
             for name, text in VERBS.items()}
     part["lab"].add_argument("--port", type=int, default=8888, help="the first to try; 8888 if not given")
     part["lab"].add_argument("--no-browser", action="store_true", help="only print the address")
     part["run"].add_argument("notebooks", nargs="*", metavar="NN", help="02, or 02_train_model; else all")
     part["run"].add_argument("--output", metavar="DIR", type=Path, default=Path(ROOT, "runs"))
-    if argv[0] == "test" and {"-h", "--help"} & set(argv):
-        print(part["test"].format_help() + "\nThe rest is pytest's:\n", flush=True)
-    args = top.parse_args(argv[:1] if argv[0] == "test" else argv)  # pytest reads its own
+    part["serve"].add_argument("--host", default="127.0.0.1", help="this machine alone, if not given")
+    part["serve"].add_argument("--port", type=int, default=8000, help="8000 if not given")
+    part["serve"].add_argument("--workers", type=int, default=1, help="processes that answer; 1 if not given")
+    args, rest = top.parse_known_args(argv)
+    if rest and args.verb != "test":
+        part[args.verb].error(f"unknown: {' '.join(rest)}")
     try:
         if args.verb == "doctor":
-            return doctor.main()
-        from jupyter_core.paths import jupyter_data_dir
-        put_kernel(kernel := Path(jupyter_data_dir(), "kernels", KERNEL), TITLE)
+            print(report := doctor.report())
+            return int(bool(report.bad))
+        if args.verb == "serve":
+            return serve(args.host, args.port, args.workers)
+        kernel = put_kernel()
         if args.verb == "run":
             return run(args.notebooks, args.output.absolute())
         os.chdir(ROOT)
         if args.verb == "test":
-            hand_over([sys.executable, "-m", "pytest", "-m", "not campaign", *argv[1:]])  # the last -m counts
+            hand_over([sys.executable, "-m", "pytest", "-m", "not campaign", *rest])  # the last -m counts
         if args.verb == "lab":
             return lab(args.port, not args.no_browser)
         print("\n".join(lacking := doctor.lacking()) or f"Ready: environment {sys.prefix}, kernel {kernel}.")

@@ -1,8 +1,6 @@
 """Is this workspace ready for the course? Standard library only: it has to answer before a set-up."""
-import html
 import os
 import shutil
-import socket
 import sys
 from importlib import metadata, util
 from pathlib import Path
@@ -12,8 +10,8 @@ SETUP = "Run: python3 -m workshop setup"
 APT = "On Debian or Ubuntu: sudo apt install python%d.%d-venv" % sys.version_info[:2]
 
 
-def lacking(every_file=False):
-    """List what the running Python lacks of the lock, as text; `every_file` also looks for every file."""
+def lacking():
+    """List what the running Python lacks of the lock, as text."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
@@ -25,8 +23,6 @@ def lacking(every_file=False):
             found = next(iter(metadata.distributions(name=need.name)), None)
             if not found or found.version not in need.specifier:
                 problems.append(f"{need.name}{need.specifier} is {found.version if found else 'missing'}")
-            elif every_file and not all(os.path.exists(file.locate()) for file in found.files or ()):
-                problems.append(f"{need.name} has lost files")
     return problems
 
 
@@ -34,17 +30,14 @@ def limits(groups=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")):
     """CPUs, and GB of memory (inf: unknown), that this process may use: its container's, not its host's."""
     def read(path):
         words = path.read_text().split() if path.is_file() else ()
-        return [int(word) for word in words if word.isdigit()]  # "max" and "-1" stand for: no limit
+        return [int(word) for word in words if word.isdigit()]  # "max" stands for: no limit
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = [float("inf")] if os.name == "nt" else [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for line in own.read_text().splitlines() if own.exists() else ():
-        _, kind, place = line.split(":", 2)  # kind: "" in version 2, "memory" or "cpu,cpuacct" in version 1
-        group = groups / kind / place.strip("/")
-        for folder in (group, *group.parents):  # a limit further up holds as well
-            memory += read(folder / "memory.max") + read(folder / "memory.limit_in_bytes")
-            old = read(folder / "cpu.cfs_quota_us") + read(folder / "cpu.cfs_period_us")
-            quota = read(folder / "cpu.max") or old
-            cpus = min(cpus, quota[0] / quota[1]) if len(quota) == 2 else cpus
+    group = groups / own.read_text().rpartition("::")[2].strip("/\n") if own.exists() else groups
+    for folder in (group, *group.parents):  # a limit further up holds as well
+        memory += read(folder / "memory.max")
+        quota = read(folder / "cpu.max")
+        cpus = min(cpus, quota[0] / quota[1]) if len(quota) == 2 else cpus
     return cpus, min(memory) / 2**30
 
 
@@ -58,9 +51,9 @@ def checks():
 
     add("Python", (3, 11) <= sys.version_info[:2] <= (3, 13), f"{sys.version.split()[0]}, {sys.executable}",
         "The course is tested with Python 3.11 to 3.13: start it with one of these.")
-    made, can_make = finished() or not lacking(), util.find_spec("ensurepip") or shutil.which("uv")
+    made = finished() or not lacking()
     found = str(VENV if finished() else sys.prefix) if made else "not complete yet; the first use makes it so"
-    add("Environment", made, found, *((SETUP, "warn") if can_make else (APT, "bad")))
+    add("Environment", made, found, *((SETUP, "warn") if util.find_spec("ensurepip") else (APT, "bad")))
     cpus, memory = limits()
     add("Processors", cpus >= 2, f"{cpus:g} (the course's workspace has 4)", "It works, but takes longer.")
     add("Memory", memory >= 3.5, f"{memory:.1f} GB (the course's workspace has 16)",
@@ -68,11 +61,6 @@ def checks():
     free, need = shutil.disk_usage(ROOT).free / 2**30, 0.5 if made else 2
     add("Free disk", free >= need, f"{free:.1f} GB", f"It takes {need} GB: delete what you can spare.", "bad")
     add("Folder", os.access(ROOT, os.W_OK), ROOT, "You can't write here: copy it to a place of yours.", "bad")
-    try:
-        found = socket.create_server(("127.0.0.1", 0)).close()
-    except OSError as error:
-        found = str(error)
-    add("Local port", not found, found or "can be had", "Ask those who look after this machine.", "bad")
     place = os.environ.get("JUPYTERHUB_SERVICE_PREFIX") or os.environ.get("JUPYTER_SERVER_URL")
     running = "JPY_PARENT_PID" in os.environ  # a kernel's parent is a Jupyter
     found = f"runs at {place}" if place else "runs this notebook" if running else "the verb lab starts it"
@@ -86,26 +74,14 @@ def checks():
 
 
 class report:  # in lower case, because a notebook's cell says: doctor.report()
-    """What `checks` found: text, or a table in a notebook. `verdict` is its one line, `usable` its gist."""
+    """What `checks` found, as text. `bad` names what has to be mended before the workspace can be used."""
 
     def __init__(self):
         self.rows = checks()
-        bad = [name for name, level, *_ in self.rows if level == "bad"]
-        self.usable = not bad
-        self.verdict = f"Things to mend here: {', '.join(bad)}." if bad else "This workspace is ready."
+        self.bad = [name for name, level, *_ in self.rows if level == "bad"]
 
     def __repr__(self):
         lines = [f"{level:5} {name:12} {found}" + f"\n{'':19}{fix}" * bool(fix)
                  for name, level, found, fix in self.rows]
-        return "\n".join([*lines, self.verdict])
-
-    def _repr_html_(self):
-        rows = [("checked", "", "found", "how to mend it"), *self.rows]
-        cells = ("".join(f'<td style="text-align: left">{html.escape(text)}' for text in row) for row in rows)
-        return f"<table><tr>{'<tr>'.join(cells)}</table><p><b>{self.verdict}</b></p>"
-
-
-def main():
-    """Print the report; exit code 0 if the workspace is usable, 1 if something has to be mended first."""
-    print(found := report())
-    return int(not found.usable)
+        verdict = f"Things to mend here: {', '.join(self.bad)}." if self.bad else "This workspace is ready."
+        return "\n".join([*lines, verdict])

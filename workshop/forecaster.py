@@ -1,22 +1,37 @@
-"""The function: a storm in, a forecast out. Notebook 03 writes it too; a test holds the two together."""
+"""The function: a storm in, a forecast out; notebook 03 writes it too. And the model's file that it asks.
+
+Nothing here needs pandas or scikit-learn, so that what serves forecasts is small and starts at once.
+"""
+import json
+import math
+from bisect import bisect
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
+from operator import attrgetter
 from typing import Annotated
 
-import pandas as pd
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+import numpy as np
+import onnxruntime
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from workshop import model as models
-from workshop.storms import build_examples, load_storms
+PEAK_DAY = 253  # 10 September, the climatological peak of the Atlantic season (National Hurricane Center)
+FEATURES = {"days_from_peak": "days", "latitude": "°N", "longitude": "°E", "wind_kt": "kt",
+            "wind_change_kt": "kt in 12 hours", "pressure_hpa": "hPa",
+            "pressure_change_hpa": "hPa in 12 hours", "moved_north_deg": "degrees in 12 hours",
+            "moved_east_deg": "degrees of latitude (60 nautical miles) in 12 hours"}
+# Saffir-Simpson, in knots. Source: National Hurricane Center, https://www.nhc.noaa.gov/aboutsshws.php
+EDGES_KT = (34, 64, 83, 96, 113, 137)
+DAY = timedelta(hours=24)
+CATEGORIES = ("tropical depression", "tropical storm", *(f"category {number}" for number in range(1, 6)))
+# What no storm of the archive 1975-2022 has done in 12 hours, with a margin. The records: 1,466 km (Irene,
+# 1999), +75 kt (Wilma, 2005), -95 kt (Iris, 2001).
+MOST_KM, MOST_GAIN_KT, MOST_LOSS_KT = 1600, 90, 120
 
 
 def category(wind_kt: float) -> str:
-    """Return the Saffir-Simpson category of a sustained wind in knots, or what stands below it, as text.
-
-    Source: National Hurricane Center, https://www.nhc.noaa.gov/aboutsshws.php
-    """
-    number = sum(wind_kt >= edge for edge in (64, 83, 96, 113, 137))
-    return f"category {number}" if number else "tropical storm" if wind_kt >= 34 else "tropical depression"
+    """Return the Saffir-Simpson category of a sustained wind in knots, or what stands below it, as text."""
+    return CATEGORIES[bisect(EDGES_KT, wind_kt)]
 
 
 def time_of(value):
@@ -55,6 +70,25 @@ class Storm(BaseModel):
     wind_kt_12h_ago: Wind
     pressure_hpa_12h_ago: Pressure | None = None
 
+    @model_validator(mode="after")
+    def possible(self):
+        """Refuse what each field allows by itself, and no storm could do from 12 hours ago until now."""
+        gain_kt, north = self.wind_kt - self.wind_kt_12h_ago, self.latitude - self.latitude_12h_ago
+        east = (self.longitude - self.longitude_12h_ago) * math.cos(math.radians(self.latitude - north / 2))
+        km = 111.2 * math.hypot(north, east)
+        if km > MOST_KM:
+            words = ("A storm should move at most {most} km in 12 hours, this one moved {km} km; is the sign "
+                     "of a longitude lost (west is negative)?")
+            raise PydanticCustomError("impossible_motion", words, {"most": MOST_KM, "km": round(km)})
+        if not -MOST_LOSS_KT <= gain_kt <= MOST_GAIN_KT:
+            words = "A wind should change by -{loss} to {gain} knots in 12 hours, this one changed by {kt}"
+            limits = {"loss": MOST_LOSS_KT, "gain": MOST_GAIN_KT}
+            raise PydanticCustomError("impossible_gain", words, limits | {"kt": round(gain_kt)})
+        return self
+
+
+INPUTS = tuple(name for name in Storm.model_fields if name != "time")
+
 
 class Forecast(BaseModel):
     """The storm's maximum sustained wind 24 hours later, in knots, with an 80 % interval."""
@@ -67,24 +101,65 @@ class Forecast(BaseModel):
     model_version: str
 
 
-def forecast(storm: Storm, model: models.IntervalModel) -> Forecast:
-    """Return the forecast for one storm, winds rounded to 0.01 kt; the same input gives the same answer."""
-    row = pd.DataFrame([storm.model_dump(exclude={"time"})], dtype=float)
-    row["time"] = pd.to_datetime([storm.time], utc=True)
-    wind = model.predict(models.features(row)).iloc[0].round(2)
-    return Forecast(valid_time=storm.time.astimezone(timezone.utc) + timedelta(hours=24),
-                    wind_kt=wind.middle, wind_kt_low=wind.low, wind_kt_high=wind.high,
-                    category=category(wind.middle), model_version=model.version)
+def features(day_of_year, latitude, longitude, wind_kt, pressure_hpa, latitude_12h_ago, longitude_12h_ago,
+             wind_kt_12h_ago, pressure_hpa_12h_ago) -> tuple:
+    """Return the model's inputs, the nine of `FEATURES`: numbers for numbers, arrays for arrays.
+
+    Changes and motion are over the last 12 hours. An unknown pressure is NaN.
+    """
+    cosine = math.cos(math.radians(latitude)) if isinstance(latitude, float) else np.cos(np.radians(latitude))
+    return (abs(day_of_year - PEAK_DAY), latitude, longitude, wind_kt, wind_kt - wind_kt_12h_ago,
+            pressure_hpa, pressure_hpa - pressure_hpa_12h_ago, latitude - latitude_12h_ago,
+            (longitude - longitude_12h_ago) * cosine)
 
 
-def kept_model() -> models.IntervalModel:
-    """Return the model that notebook 02 kept; where there is none, train it, keep it, and say so."""
-    model = models.load()
-    if model:
-        print(f"Model {model.version}, kept earlier.")
-        return model
-    print("No model is kept here: training one as in notebook 02, some seconds ...", end=" ", flush=True)
-    model = models.train(build_examples(load_storms()))
-    models.keep(model)
-    print(f"done: model {model.version}.")
-    return model
+class ModelFile:
+    """A model as it is handed over: the content of an ONNX file. Reading it runs no code from the file.
+
+    `card` holds what the file says of itself (see `workshop.handover`), `version` its name. Raises ValueError
+    if the content is not such a file.
+    """
+
+    def __init__(self, content: bytes):
+        options = onnxruntime.SessionOptions()
+        # One thread: more gain nothing on trees of this size, and fight each other where many are served.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what is wrong, the exception says
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+            self.card = json.loads(self._session.get_modelmeta().custom_metadata_map["card"])
+            self.version = self.card["version"]
+        except Exception as error:  # onnxruntime has a class for each kind of damage, and no common one
+            raise ValueError(f"this is not a model file of the course ({str(error)[:100]})") from None
+
+    def predict(self, inputs) -> np.ndarray:
+        """Return the wind in 24 hours, knots: columns low, middle, high, shape (n, 3), for (n, 9) inputs."""
+        inputs = np.asarray(inputs, dtype=np.float32)  # what it was trained on, too: see notebook 05
+        return self._session.run(["wind_kt"], {"features": inputs})[0].astype(float)
+
+
+_numbers = attrgetter(*INPUTS)
+
+
+def _inputs(storm, time):
+    numbers = _numbers(storm)
+    if None in numbers:
+        numbers = [math.nan if number is None else number for number in numbers]
+    return features(time.timetuple().tm_yday, *numbers)
+
+
+def forecasts(storms: Sequence[Storm], model: ModelFile) -> list[Forecast]:
+    """Return a forecast for each storm, in order; winds in knots, rounded to 0.01.
+
+    `model` is anything that has `predict`, as a ModelFile, and `version`.
+    """
+    times = [storm.time.astimezone(timezone.utc) for storm in storms]
+    inputs = [_inputs(storm, time) for storm, time in zip(storms, times)]
+    return [Forecast(valid_time=time + DAY, wind_kt=middle, wind_kt_low=low, wind_kt_high=high,
+                     category=category(middle), model_version=model.version)
+            for time, (low, middle, high) in zip(times, model.predict(inputs).round(2).tolist())]
+
+
+def forecast(storm: Storm, model: ModelFile) -> Forecast:
+    """Return the forecast for one storm: the same storm and the same model give the same answer, always."""
+    return forecasts([storm], model)[0]

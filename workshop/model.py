@@ -3,43 +3,32 @@
 Notebook 02 builds the same step by step; a test holds the two together.
 """
 import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 # One thread for each fit and forecast: more gain little on data of this size, and on busy cores, where they
 # wait for each other, they make a fit last minutes and a forecast seconds.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import joblib
 import numpy as np
 import pandas as pd
-import sklearn
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
-from workshop import ROOT
+from workshop import forecaster
+from workshop.forecaster import FEATURES, INPUTS
 
-PEAK_DAY = 253  # 10 September, the climatological peak of the Atlantic season (National Hurricane Center)
 PRESSURE = ["pressure_hpa", "pressure_change_hpa"]
 STRENGTH_KT = (34, 64)  # where tropical storms and hurricanes begin
 LAST_TRAINING_SEASON = 2014
 
 
 def features(examples: pd.DataFrame) -> pd.DataFrame:
-    """Return the model's inputs, shape (n, 9), float32, from the columns that a forecaster knows at the time.
+    """Return the model's inputs (see forecaster.features) as a table of n rows, float32.
 
-    Changes and motion are over the last 12 hours; the way east is in degrees of latitude (60 nautical miles).
+    float32 is what the runtimes that may serve the model compute with; trained on more, they would disagree.
     """
-    east = (examples.longitude - examples.longitude_12h_ago) * np.cos(np.radians(examples.latitude))
-    return pd.DataFrame({
-        "days_from_peak": (examples.time.dt.day_of_year - PEAK_DAY).abs(),
-        "latitude": examples.latitude, "longitude": examples.longitude,
-        "wind_kt": examples.wind_kt, "wind_change_kt": examples.wind_kt - examples.wind_kt_12h_ago,
-        "pressure_hpa": examples.pressure_hpa,
-        "pressure_change_hpa": examples.pressure_hpa - examples.pressure_hpa_12h_ago,
-        "moved_north_deg": examples.latitude - examples.latitude_12h_ago, "moved_east_deg": east,
-    }).astype("float32")  # what every runtime that may serve the model computes with
+    inputs = forecaster.features(examples.time.dt.day_of_year, *(examples[name] for name in INPUTS))
+    return pd.DataFrame(dict(zip(FEATURES, inputs))).astype("float32")
 
 
 def mask_pressure(inputs: pd.DataFrame, share=0.2, seed=0) -> pd.DataFrame:
@@ -50,7 +39,7 @@ def mask_pressure(inputs: pd.DataFrame, share=0.2, seed=0) -> pd.DataFrame:
 
 def booster(loss="absolute_error", quantile=None) -> HistGradientBoostingRegressor:
     """Return the unfitted estimator of the course; it predicts the wind's change over 24 hours, in knots."""
-    return HistGradientBoostingRegressor(loss=loss, quantile=quantile, max_iter=150, learning_rate=0.05,
+    return HistGradientBoostingRegressor(loss=loss, quantile=quantile, max_iter=75, max_leaf_nodes=15,
                                          min_samples_leaf=40, random_state=0)
 
 
@@ -67,7 +56,12 @@ class IntervalModel:
     low: HistGradientBoostingRegressor
     high: HistGradientBoostingRegressor
     margin_kt: tuple[float, float, float]
-    version: str
+    seasons: tuple[int, int]  # the first and the last that it was trained on
+
+    @property
+    def version(self) -> str:
+        """The seasons, as text: what a version is called unless it is given another name."""
+        return "{}-{}".format(*self.seasons)
 
     def predict(self, inputs: pd.DataFrame) -> pd.DataFrame:
         """Return the wind in 24 hours in knots, as low, middle, high, for `features(...)`, shape (n, 9)."""
@@ -99,32 +93,4 @@ def train(examples: pd.DataFrame, last_season=LAST_TRAINING_SEASON) -> IntervalM
     inputs, change_kt = mask_pressure(features(known)), known.wind_kt_in_24h - known.wind_kt
     fitted = [booster(*how).fit(inputs, change_kt) for how in ((), ("quantile", 0.1), ("quantile", 0.9))]
     margin_kt = calibrate(inputs, change_kt, known.storm_id)
-    return IntervalModel(*fitted, margin_kt, version=f"{known.season.min()}-{last_season}")
-
-
-def model_file() -> Path:
-    """Return where the kept model lies: below $WORKSHOP_MODEL_DIR, or models/ in the checkout."""
-    return Path(os.environ.get("WORKSHOP_MODEL_DIR") or Path(ROOT) / "models") / "model.joblib"
-
-
-def keep(model: IntervalModel) -> Path:
-    """Write the model to `model_file()` in one step, so that no reader sees half a file; return the path."""
-    path = model_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        joblib.dump({"sklearn": sklearn.__version__, "model": model}, file)
-    os.replace(file.name, path)
-    return path
-
-
-def load() -> IntervalModel | None:
-    """Return the kept model, or None where there is none that this version of scikit-learn can use.
-
-    A joblib file can run code while it is read: this reads only the file that `keep` wrote on this machine.
-    """
-    try:
-        kept = joblib.load(model_file())
-        usable = kept["sklearn"] == sklearn.__version__ and isinstance(kept["model"], IntervalModel)
-        return kept["model"] if usable else None
-    except Exception:  # whatever is wrong with the file, the way out is the same: train again
-        return None
+    return IntervalModel(*fitted, margin_kt, (int(known.season.min()), last_season))

@@ -1,13 +1,15 @@
-"""Run a FastAPI app from a notebook cell as a process of its own, and tell its addresses.
+"""Run a FastAPI app from a notebook cell, or the production API, as a process of its own; tell its addresses.
 
 The other process sees no variable of the notebook: it gets the text of the app's cell and runs that. So it
 answers while the notebook computes, is spared by the interrupt button, and ends when the kernel is gone.
 """
 import atexit
+import gc
 import html
 import importlib.util
 import json
 import linecache
+import multiprocessing
 import os
 import re
 import shutil
@@ -17,6 +19,8 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 from workshop import ROOT
@@ -58,12 +62,19 @@ def launch(app, name="app"):
         raise ServerError("launch() belongs in another cell than the app: the server runs that cell.")
     if not hasattr(app, "openapi_url"):
         raise ServerError(f"launch() takes a FastAPI app, as in launch(app), not {app!r:.80}.")
+    return _start(name, app.docs_url or "", *_place_of(app))
+
+
+def launch_service(workers=1, name="service"):
+    """Run the production API, as `python3 -m workshop serve` does, in `workers` processes; see `launch`."""
+    return _start(name, "/docs", None, workers)
+
+
+def _start(name, docs, file, what):
     old = _running.get(name)
     if old:
         old.stop()
-    server = _running[name] = Server(name, app.docs_url or "", old.port if old else 8000, *_place_of(app))
-    if old and server.port != old.port:
-        print(f"Port {old.port} was taken by another program meanwhile: {name} has port {server.port} now.")
+    server = _running[name] = Server(name, docs, old.port if old else 8000, file, what)
     from IPython.display import display
 
     display(server)
@@ -93,15 +104,15 @@ class Server:
     public_url = property(lambda self: public_address(self.port))
     running = property(lambda self: self._process.poll() is None)
 
-    def __init__(self, name, docs, port, file, names):
+    def __init__(self, name, docs, port, file, what):
         self.name, self._docs, self._text = name, docs, ""
-        self._folder, self._file, self._label = Path(tempfile.mkdtemp()), file, os.path.basename(file)
-        if not os.path.exists(file):  # a cell: IPython keeps its text where tracebacks look it up
+        self._folder, self._file, self._label = Path(tempfile.mkdtemp()), file, os.path.basename(file or "")
+        if file and not os.path.exists(file):  # a cell: IPython keeps its text where tracebacks look it up
             self._file, self._label = str(self._folder / "app_cell.py"), "the app's cell"
             Path(self._file).write_text("".join(linecache.getlines(file)), encoding="utf-8")
         path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
         plain = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHON_COLORS": "0"}
-        task = json.dumps([str(self._folder), os.getpid(), port, self._file, names])
+        task = json.dumps([str(self._folder), os.getpid(), port, self._file, what])
         with open(self._folder / "log", "wb") as log:  # not a pipe: it would fill up and block the server
             self._process = subprocess.Popen(  # out of reach of the interrupt button: a session of its own
                 [sys.executable, "-m", "workshop.server", task], env=os.environ | plain, stdout=log,
@@ -144,14 +155,14 @@ class Server:
             self._text = text.replace(f'File "{self._file}", line', f"{self._label}, line")
         return "\n".join(self._text.splitlines()[-last:])
 
-    def docs(self, height=500):
-        """Return the app's interactive documentation to show under the cell, `height` pixels high."""
+    def docs(self, height=500, path=None):
+        """Return the app's interactive documentation, or another page of it, to show under the cell."""
         from IPython.display import HTML  # not IFrame, whose text form holds a memory address
 
         # The frame opens the page when the server has answered twice: in Run All it may soon be replaced.
-        page = WAIT_AND_OPEN.replace("ADDRESS", json.dumps(self.public_url + self._docs))
+        page = WAIT_AND_OPEN.replace("ADDRESS", json.dumps(self.public_url + (path or self._docs)))
         return HTML(f'<div><iframe srcdoc="{html.escape(page)}" width="100%" height="{height}" '
-                    f'title="API documentation" style="border: thin solid"></iframe></div>')
+                    f'title="A page of the API" style="border: thin solid"></iframe></div>')
 
     def __repr__(self):
         return f"{self.name} is stopped." if not self.running else (
@@ -166,24 +177,84 @@ def public_address(port):
     """Return the address of this machine's `port` in the participant's browser, without a last slash."""
     from jupyter_core.paths import jupyter_runtime_dir
 
-    env = os.environ
     # A Jupyter server keeps a file of this name, and tells its kernels its pid.
-    jupyter = Path(jupyter_runtime_dir(), f"jpserver-{env.get('JPY_PARENT_PID')}.json")
+    jupyter = Path(jupyter_runtime_dir(), f"jpserver-{os.environ.get('JPY_PARENT_PID')}.json")
     base = json.loads(jupyter.read_text())["base_url"] if jupyter.exists() else None
-    if base := base or env.get("JUPYTERHUB_SERVICE_PREFIX"):
+    if base := base or os.environ.get("JUPYTERHUB_SERVICE_PREFIX"):
         return f"{base.rstrip('/')}/proxy/{port}"  # made by jupyter-server-proxy
-    space, domain = env.get("CODESPACE_NAME"), env.get("GITHUB_CODESPACES_PORT_FORWARDING_DOMAIN")
-    address = f"https://{space}-{port}.{domain}" if space and domain else env.get("VSCODE_PROXY_URI")
-    return (address or f"http://127.0.0.1:{port}").replace("{{port}}", str(port)).rstrip("/")
+    elsewhere = os.environ.get("VSCODE_PROXY_URI") or "http://127.0.0.1:{{port}}"  # such as code-server
+    return elsewhere.replace("{{port}}", str(port)).rstrip("/")
 
 
-def _main(folder, parent, port, file, names):
-    """The child: load the app, take a port, report it once ready, and serve until the parent is gone."""
+def listen(port, host="127.0.0.1"):
+    """Return a socket that listens on the port; raises OSError where it is taken."""
+    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # Only where the socket says TCP does asyncio set TCP_NODELAY; without it an answer waits for 40 ms.
+    return socket.socket(listener.family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=listener.detach())
+
+
+def serve(listener, workers=1):
+    """Serve the production API on the socket, from this process or `workers` others, until told to stop."""
+    import uvicorn
+
+    from workshop import registry
+
+    config = uvicorn.Config("workshop.server:worker", factory=True, workers=workers, log_level="warning",
+                            access_log=False, server_header=False, date_header=False, proxy_headers=False,
+                            timeout_graceful_shutdown=5)
+    if workers == 1:
+        return uvicorn.Server(config).run([listener])
+    registry.kept_model(lambda text: print(text, file=sys.stderr))  # before they all look for it
+    with tempfile.TemporaryDirectory() as counts:  # where they add up what they count
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
+        uvicorn.supervisors.Multiprocess(config, [listener]).run()
+
+
+def worker():
+    """Return the production API; where this is one of several workers, it ends when their parent is gone."""
+    from workshop.api import create_app
+
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    app = create_app()
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: don't look through it again and again for what may go
+    gc.set_threshold(20_000)
+    return app
+
+
+def _main(folder, parent, port, file, what):
+    """The child: take a port, serve the app or the production API, report it, end when the parent is gone."""
     threading.Thread(target=_watch, args=(folder, parent), daemon=True).start()
+    try:
+        listener = listen(port)
+    except OSError:  # it is taken
+        listener = listen(0)
+    port = listener.getsockname()[1]
+
+    def report():
+        Path(folder, "half").write_text(json.dumps([port, os.getpid()]))
+        os.replace(Path(folder, "half"), Path(folder, "ready.json"))  # nobody sees it half-written
+
+    def report_health():
+        while True:
+            with suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+                return report()
+            time.sleep(0.02)
+
+    if file:
+        _serve_cell(listener, file, what, report)
+    else:
+        threading.Thread(target=report_health, daemon=True).start()
+        serve(listener, what)
+
+
+def _serve_cell(listener, file, names, report):
     import uvicorn
     from fastapi import FastAPI
 
-    from workshop.api import ForwardedPrefix, clear_refusals, offline_docs
+    from workshop.web import ForwardedPrefix, clear_refusals, offline_docs
 
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -191,18 +262,11 @@ def _main(folder, parent, port, file, names):
     apps = [value for name, value in vars(module).items() if isinstance(value, FastAPI) and name in names]
     if not apps:
         sys.exit("There is no FastAPI app where its first endpoint stands: keep them together.")
-    try:
-        listener = socket.create_server(("127.0.0.1", port))
-    except OSError:  # it is taken
-        listener = socket.create_server(("127.0.0.1", 0))
-    # Only where the socket says TCP does asyncio set TCP_NODELAY; without it an answer waits for 40 ms.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=listener.detach())
 
     class Reporting(uvicorn.Server):
         async def startup(self, sockets=None):
             await super().startup(sockets)
-            Path(folder, "half").write_text(json.dumps([listener.getsockname()[1], os.getpid()]))
-            os.replace(Path(folder, "half"), Path(folder, "ready.json"))  # nobody sees it half-written
+            report()
 
     app = ForwardedPrefix(offline_docs(clear_refusals(apps[0])))
     Reporting(uvicorn.Config(app, use_colors=False, timeout_graceful_shutdown=2)).run([listener])

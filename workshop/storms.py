@@ -61,19 +61,21 @@ def synoptic(storms: pd.DataFrame) -> pd.DataFrame:
     return storms[hour.dt.hour % 6 == 0].assign(time=hour).drop_duplicates(["storm_id", "time"])
 
 
-def build_examples(storms: pd.DataFrame) -> pd.DataFrame:
+def build_examples(storms: pd.DataFrame, with_truth=True) -> pd.DataFrame:
     """Return one training example a row: a storm now, 12 hours ago, and its wind 24 hours later.
 
     The state columns (latitude, longitude, wind_kt, pressure_hpa) also come with the suffix `_12h_ago`;
     `wind_kt_in_24h` is the truth. Kept: six-hourly records whose storm was tropical or subtropical now and
-    24 hours later, the verification rule of the National Hurricane Center.
+    24 hours later, the verification rule of the National Hurricane Center. Without `with_truth`, also those
+    whose truth can't be scored by that rule, or is not known yet: `wind_kt_in_24h` is NaN there.
     """
     records = synoptic(storms)
     now = records.loc[records.status.isin(VERIFIED), ["storm_id", "name", "season", "time", "status", *STATE]]
     earlier = records[["storm_id", "time", *STATE]].assign(time=records.time + pd.Timedelta(hours=12))
     later = now[["storm_id", "time", "wind_kt"]].assign(time=now.time - pd.Timedelta(hours=24))
     examples = now.merge(earlier, on=["storm_id", "time"], suffixes=("", "_12h_ago"))
-    return examples.merge(later, on=["storm_id", "time"], suffixes=("", "_in_24h"))
+    return examples.merge(later, "inner" if with_truth else "left", ["storm_id", "time"],
+                          suffixes=("", "_in_24h"))
 
 
 class Hurdat2Error(ValueError):

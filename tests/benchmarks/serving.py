@@ -1,0 +1,228 @@
+"""How fast is the service? Against an API that validates and answers a constant, and against the tutorials' one.
+
+    python tests/benchmarks/serving.py [--rounds 5] [--seconds 3] [--connections 8]
+
+All servers run at once, on this machine alone, and take turns in every round; what counts is the ratio within
+a round. Uses wrk where it is installed, else a client of its own (in a process of its own).
+"""
+import argparse
+import asyncio
+import json
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+LUA = """local bodies, turn = {}, 0
+for line in io.lines("%s") do bodies[#bodies + 1] = line end
+request = function()
+  turn = turn %% #bodies + 1
+  return wrk.format("POST", "%s", {["Content-Type"] = "application/json"}, bodies[turn])
+end
+done = function(summary)
+  local e = summary.errors
+  local errors = e.connect + e.read + e.write + e.status + e.timeout
+  print("RESULT " .. summary.requests .. " " .. summary.duration / 1e6 .. " " .. errors)
+end
+"""
+
+
+# --- the servers to compare; `serving:constant` and so on is what uvicorn imports ---
+
+def constant():
+    """A plain app: the same models, validated; the answer is always the same. No log, no metrics, no model."""
+    from fastapi import FastAPI
+
+    from workshop.api import Forecasts, Storms
+    from workshop.forecaster import Forecast, Storm
+
+    app = FastAPI()
+    answer = Forecast(valid_time="2022-09-28T12:00:00Z", wind_kt=102.33, wind_kt_low=80.24, wind_kt_high=121.99,
+                      category="category 3", model_version="constant")
+
+    @app.post("/forecast")
+    async def forecast(storm: Storm) -> Forecast:
+        return answer
+
+    @app.post("/forecasts")
+    async def forecasts(batch: Storms) -> Forecasts:
+        return Forecasts(forecasts=[answer] * len(batch.storms))
+
+    return app
+
+
+def naive():
+    """What most tutorials teach: a plain `def`, joblib, a DataFrame of one row."""
+    import joblib
+    import pandas as pd
+    from fastapi import FastAPI
+
+    from workshop.forecaster import Forecast, Storm, category
+    from workshop.model import features
+
+    app, model = FastAPI(), joblib.load(os.environ["NAIVE_MODEL"])
+
+    @app.post("/forecast")
+    def forecast(storm: Storm) -> Forecast:
+        row = pd.DataFrame([storm.model_dump(exclude={"time"})], dtype=float)
+        row["time"] = pd.to_datetime([storm.time], utc=True)
+        wind = model.predict(features(row)).iloc[0].round(2)
+        return Forecast(valid_time=storm.time + pd.Timedelta(hours=24), wind_kt=wind.middle, wind_kt_low=wind.low,
+                        wind_kt_high=wind.high, category=category(wind.middle), model_version="naive")
+
+    return app
+
+
+def start(command, port, **environment):
+    """Start a server and wait until it answers; returns the process and the seconds that took."""
+    begin = time.perf_counter()
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment | {"PYTHONPATH": str(ROOT)},
+                               stdout=quiet, stderr=quiet)
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return process, time.perf_counter() - begin
+        except OSError:
+            if process.poll() is not None or time.perf_counter() - begin > 60:
+                raise SystemExit(f"{command} did not start") from None
+            time.sleep(0.01)
+
+
+def uvicorn(app, port):
+    return [sys.executable, "-m", "uvicorn", f"{Path(__file__).stem}:{app}", "--factory", "--port", str(port),
+            "--app-dir", str(Path(__file__).parent), "--no-access-log", "--log-level", "warning"]
+
+
+# --- the clients ---
+
+def load(port, path, bodies, seconds, connections):
+    """Return requests a second, from `connections` that each wait for their answer before they ask again."""
+    if shutil.which("wrk"):
+        with tempfile.TemporaryDirectory() as folder:
+            lines, script = Path(folder, "bodies"), Path(folder, "post.lua")
+            lines.write_text("\n".join(bodies))
+            script.write_text(LUA % (lines, path))
+            out = subprocess.check_output(["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--timeout", "10",
+                                           "-s", script, f"http://127.0.0.1:{port}"], text=True)
+        count, duration, errors = map(float, out.rpartition("RESULT ")[2].split())
+    else:
+        task = json.dumps([port, path, bodies, seconds, connections])
+        out = subprocess.check_output([sys.executable, __file__, "--client"], input=task, text=True)
+        count, duration, errors = json.loads(out)
+    assert not errors, f"{errors:.0f} requests to {path} failed"
+    return count / duration
+
+
+async def client(port, path, bodies, seconds, connections):
+    """The client where there is no wrk; returns answers, seconds, errors."""
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
+    requests = [f"{head}{len(body)}\r\n\r\n{body}".encode() for body in bodies]
+    begin = time.perf_counter()
+
+    async def one(turn):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        good = bad = 0
+        while time.perf_counter() < begin + seconds:
+            writer.write(requests[turn % len(requests)])
+            answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+            await reader.readexactly(int(answer.partition(b"content-length: ")[2].split(b"\r")[0]))
+            turn, good, bad = turn + 1, good + 1, bad + (b" 200 " not in answer[:20])
+        writer.close()
+        return good, bad
+
+    counts = await asyncio.gather(*(one(turn) for turn in range(connections)))
+    good, bad = map(sum, zip(*counts))
+    return good, time.perf_counter() - begin, bad
+
+
+def rows_in_process(model, inputs):
+    """Return rows a second that the model makes of an array in this process, without any service."""
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() < begin + 1:
+        model.predict(inputs)
+        count += len(inputs)
+    return count / (time.perf_counter() - begin)
+
+
+def memory_mb(process):
+    import psutil
+
+    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    return max(one.memory_info().rss for one in tree) / 2**20
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=3)
+    parser.add_argument("--connections", type=int, default=8)
+    args = parser.parse_args()
+
+    import joblib
+
+    from workshop import model, registry, storms
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(WORKSHOP_MODEL_DIR=f"{folder}/models", WORKSHOP_LOG_DIR=f"{folder}/logs",
+                          NAIVE_MODEL=f"{folder}/naive.joblib")
+        examples = storms.build_examples(storms.load_storms())
+        trained = model.train(examples)
+        registry.promote(registry.save(trained, examples), "benchmark")
+        joblib.dump(trained, os.environ["NAIVE_MODEL"])
+        sample = examples.sample(1000, random_state=0)
+        from workshop.forecaster import INPUTS
+
+        states = [{"time": f"{row.time:%Y-%m-%dT%H:%M:%SZ}", **row[list(INPUTS)]} for _, row in sample.iterrows()]
+        one, many = [json.dumps(state) for state in states[:200]], [json.dumps({"storms": states})]
+        ports = {}
+        for name in ("service", "constant", "naive"):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                ports[name] = free.getsockname()[1]
+        serve = [sys.executable, "-m", "workshop", "serve", "--port", str(ports["service"])]
+        servers = {}
+        try:
+            servers["service"], cold = start(serve, ports["service"])
+            for name in ("constant", "naive"):
+                servers[name], _ = start(uvicorn(name, ports[name]), ports[name])
+            rounds = []
+            for number in range(args.rounds + 1):
+                rates = {name: load(port, "/forecast", one, args.seconds, args.connections)
+                         for name, port in ports.items()}
+                rates["batch"] = 1000 * load(ports["service"], "/forecasts", many, args.seconds, 2)
+                rates["in process"] = rows_in_process(registry.load(), model.features(sample))
+                rounds += [rates] * bool(number)  # the first one only warms up
+            memory = memory_mb(servers["service"])
+        finally:
+            for process in servers.values():
+                process.terminate()
+                process.wait()
+
+    def median(ratio):
+        return statistics.median(map(ratio, rounds))
+
+    tool = "wrk" if shutil.which("wrk") else "its own client"
+    print(f"{platform.system()}, Python {platform.python_version()}, {os.cpu_count()} cores, {tool}, "
+          f"{args.connections} connections, {args.rounds} rounds of {args.seconds} s\n")
+    for name, unit in (("service", "requests/s"), ("constant", "requests/s"), ("naive", "requests/s"),
+                       ("batch", "rows/s"), ("in process", "rows/s")):
+        print(f"{name:34} {median(lambda rates: rates[name]):9,.0f} {unit}")
+    print(f"{'service / constant':34} {median(lambda rates: rates['service'] / rates['constant']):9.2f}")
+    print(f"{'service / naive':34} {median(lambda rates: rates['service'] / rates['naive']):9.1f}")
+    print(f"{'batch of 1,000 / in process':34} {median(lambda rates: rates['batch'] / rates['in process']):9.2f}")
+    print(f"{'serve: start to first connection':34} {cold:9.2f} s\n{'memory of its worker':34} {memory:9.0f} MB")
+
+
+if __name__ == "__main__":
+    if "--client" in sys.argv:
+        print(json.dumps(asyncio.run(client(*json.load(sys.stdin)))))
+    else:
+        main()

@@ -1,0 +1,55 @@
+"""Records that outlive a crash: files of JSON Lines that are only ever added to, and their reader."""
+import json
+import os
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+from workshop import ROOT
+
+
+def log_folder() -> Path:
+    """Return where forecast logs lie: $WORKSHOP_LOG_DIR, or logs/ in the checkout."""
+    return Path(os.environ.get("WORKSHOP_LOG_DIR") or Path(ROOT, "logs"))
+
+
+def utc_now() -> str:
+    """Return the time as text: ISO 8601, UTC, to the millisecond."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def line(**record) -> bytes:
+    """Return a record as one line of JSON."""
+    return json.dumps(record).encode() + b"\n"
+
+
+def read(*paths) -> Iterator[dict]:
+    """Yield the records of the files, in order. A line that a crash has cut short is passed over."""
+    for path in paths:
+        for text in Path(path).read_bytes().splitlines():
+            try:
+                yield json.loads(text)
+            except ValueError:
+                pass
+
+
+class Writer:
+    """Adds lines to a file of this process alone, made at the first write.
+
+    What was written is with the operating system, so it outlives this process, however that ends. Several
+    processes never share a file: so a line that one of them left unfinished can't run into another's.
+    """
+
+    def __init__(self, folder: Path, name: str):
+        self._folder, self._name, self._file = folder, name, None
+
+    def write(self, lines: bytes):
+        """Add the lines, all or none. Raises OSError where that fails: disk full, folder not writable."""
+        if self._file is None or os.fstat(self._file).st_nlink == 0:  # somebody has deleted it: begin anew
+            self._folder.mkdir(parents=True, exist_ok=True)
+            name = f"{self._name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}.jsonl"
+            self._file = os.open(self._folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        written = os.write(self._file, lines)
+        if written < len(lines):
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError(f"only {written} of {len(lines)} bytes could be written")

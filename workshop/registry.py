@@ -1,0 +1,158 @@
+"""Versions of the model on disk, in plain folders: which there are, which one is in use, and why.
+
+    models/1975-2014/model.onnx     the file (see `workshop.handover`)
+                     card.md        the same facts, for people
+                     SHA256SUMS     what the two should be; `sha256sum -c SHA256SUMS` checks it as well
+    models/history.jsonl            one line for each event; the last one that names a version in use counts
+"""
+import hashlib
+import itertools
+import os
+import re
+import shutil
+from pathlib import Path
+
+from workshop import ROOT, records
+from workshop.forecaster import ModelFile
+
+
+class RegistryError(ValueError):
+    """A version that is not there, is damaged, or can't be used; the message says which, and what to do."""
+
+
+def folder() -> Path:
+    """Return where the versions lie: $WORKSHOP_MODEL_DIR, or models/ in the checkout."""
+    return Path(os.environ.get("WORKSHOP_MODEL_DIR") or Path(ROOT, "models"))
+
+
+def versions() -> list[str]:
+    """Return the names of the versions there are."""
+    return sorted(path.parent.name for path in folder().glob("[!.]*/SHA256SUMS"))
+
+
+def history() -> list[dict]:
+    """Return what happened, oldest first: at, event (saved, promoted, rolled back), version, reason."""
+    path = folder() / "history.jsonl"
+    return list(records.read(path)) if path.exists() else []
+
+
+def _in_use() -> list[str]:
+    """Return the versions that came into use, without those rolled back; the last one is in use."""
+    stack = []
+    for line in history():
+        if line["event"] == "promoted" and line["version"] not in stack[-1:]:
+            stack.append(line["version"])
+        elif line["event"] == "rolled back":
+            stack.pop()
+    return stack
+
+
+def current() -> str | None:
+    """Return the version in use, None if there is none yet."""
+    return next(reversed(_in_use()), None)
+
+
+def _note(event, version, reason):
+    path = folder() / "history.jsonl"
+    line = records.line(at=records.utc_now(), event=event, version=version, reason=reason)
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")  # a crash has left a line unfinished
+    with open(path, "ab") as file:
+        file.write(b"\n" * torn + line)
+
+
+def save(model, examples, version=None, reason="trained") -> str:
+    """Write a version of a `workshop.model.IntervalModel`; return its name: its seasons, or `version`.
+
+    `examples`, as storms.build_examples returns them, are what its card's scores come from. The same model
+    again is no new version; another one under a name that is taken gets a number, as in 1975-2014.2.
+    """
+    from workshop import handover  # only here: what just reads models does without scikit-learn
+
+    base, graph = version or model.version, handover.to_onnx(model)
+    if not re.fullmatch(r"\w[\w.-]*", base, re.ASCII):
+        raise RegistryError(f"A version is called by letters, digits, dots and dashes, not {base!r}.")
+    card = handover.facts(model, examples, base)
+    for name in (f"{base}.{number}" if number > 1 else base for number in itertools.count(1)):
+        card["version"] = name
+        files = {"model.onnx": handover.with_card(graph, card), "card.md": handover.text(card).encode()}
+        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in files.items())
+        part = folder() / f".part-{os.getpid()}"
+        part.mkdir(parents=True, exist_ok=True)
+        for file, content in {**files, "SHA256SUMS": sums.encode()}.items():
+            (part / file).write_bytes(content)
+        try:
+            part.rename(folder() / name)  # in one step: nobody sees half a version
+        except OSError:
+            if not (folder() / name).exists():
+                raise
+            shutil.rmtree(part)
+            if _intact(name) == files["model.onnx"]:
+                return name
+        else:
+            _note("saved", name, reason)
+            return name
+
+
+def _intact(version):
+    """Return the content of a version's file, None if it is not what was saved."""
+    place = folder() / version
+    try:
+        sums = dict(reversed(line.split("  ")) for line in (place / "SHA256SUMS").read_text().splitlines())
+        content = {file: (place / file).read_bytes() for file in ("model.onnx", "card.md")}
+        same = all(hashlib.sha256(content[file]).hexdigest() == sums[file] for file in content)
+    except (OSError, ValueError, KeyError):
+        return None
+    return content["model.onnx"] if same else None
+
+
+def load(version=None) -> ModelFile:
+    """Return a version, the one in use if none is named. Raises RegistryError if it is missing or damaged."""
+    version = version or current()
+    if version not in versions():
+        raise RegistryError(f"There is no version {version!r} in {folder()}; there are: "
+                            f"{', '.join(versions()) or 'none'}.")
+    content = _intact(version)
+    if content is None:
+        raise RegistryError(f"Version {version} is damaged: a file in {folder() / version} is not what was "
+                            "saved (see SHA256SUMS there). Take it from a copy, or train and save it again.")
+    model = ModelFile(content)
+    if model.version != version:
+        raise RegistryError(f"The folder {version} holds version {model.version}: name it so.")
+    return model
+
+
+def promote(version, reason) -> None:
+    """Put a version into use. Raises RegistryError if it can't be loaded; then the old one stays in use."""
+    load(version)
+    if version != current():
+        _note("promoted", version, reason)
+
+
+def roll_back(reason) -> str:
+    """Put back into use the version before the last promotion, and return its name; RegistryError if none."""
+    before = _in_use()[:-1]
+    if not before:
+        raise RegistryError("There is no version to go back to: only one was ever promoted.")
+    load(before[-1])
+    _note("rolled back", before[-1], reason)
+    return before[-1]
+
+
+def kept_model(say=print) -> ModelFile:
+    """Return the version in use; where there is none that is sound, train one, use it, and say so."""
+    try:
+        if current():
+            model = load()
+            say(f"Model {model.version}, kept earlier.")
+            return model
+    except RegistryError as error:
+        say(f"{error}")
+    say("No model is kept here: training one as in notebook 02, some seconds ...")
+    from workshop.model import train
+    from workshop.storms import build_examples, load_storms
+
+    examples = build_examples(load_storms())
+    version = save(train(examples), examples, reason="there was none")
+    promote(version, "there was none")
+    say(f"Done: model {version}.")
+    return load(version)
