@@ -262,9 +262,9 @@ ANSWERS = {
         "status_405": ["@app.post('/category')\n"
                        "def get_category(wind_kt: float): return {'category': category(wind_kt)}"],
         "status_422": [GET + "wind: float): return {'category': category(wind)}"],
-        "calls_itself": ["@app.get('/category')\n"
-                         "def category(wind_kt: float): return {'category': category(wind_kt)}"],
-        "status_500": [GET + "wind_kt): return {'category': category(wind_kt)}",
+        "status_500": ["@app.get('/category')\n"
+                       "def category(wind_kt: float): return {'category': category(wind_kt)}",
+                       GET + "wind_kt): return {'category': category(wind_kt)}",
                        GET + "wind_kt: float) -> dict: return category(wind_kt)"],
         "not_typed": [GET + "wind_kt): return {'category': category(float(wind_kt))}"],
         "wrong": [GET + "wind_kt: float): return category(wind_kt)",
@@ -276,12 +276,11 @@ ANSWERS = {
     "05.1": {
         "right": [WHO + "dict(app='API', newspaper='results', ship='model')",
                   WHO + "dict(zip(('ship', 'newspaper', 'app'), ('model', 'results', 'API')))"],
-        "not_a_choice": [WHO + "{'ship': 'model', 'newspaper': 'the table', 'app': 'API'}",
-                         WHO + "{'ship': 'model', 'app': 'API'}"],
         "ship": [WHO + "{'ship': 'API', 'newspaper': 'results', 'app': 'API'}"],
-        "newspaper": [WHO + "{'ship': 'model', 'newspaper': 'API', 'app': 'API'}"],
+        "newspaper": [WHO + "{'ship': 'model', 'newspaper': 'the table', 'app': 'API'}",
+                      WHO + "{'ship': 'model', 'newspaper': 'API', 'app': 'API'}"],
         "app": [WHO + "{'ship': 'model', 'newspaper': 'results', 'app': 'model'}"],
-        "error": [WHO + "['model', 'results', 'API']"],
+        "error": [WHO + "['model', 'results', 'API']", WHO + "{'ship': 'model', 'app': 'API'}"],
     },
     "05.2": {
         "right": [COUNT + "sum(abs(a - b) > 0.01 for a, b in zip(first, second))",

@@ -173,8 +173,7 @@ def test_a_strength_that_training_never_saw_still_has_an_interval(examples):
 
 # --- threads ---
 
-@pytest.mark.parametrize("first", ["model", pytest.param("handover", marks=pytest.mark.xfail(
-    strict=True, reason="handover imports scikit-learn before workshop.model has set OMP_NUM_THREADS"))])
+@pytest.mark.parametrize("first", ["model", "handover"])
 def test_training_has_one_thread_whichever_module_is_imported_first(first):
     """More would wait for each other where cores are busy, and a fit of seconds lasts a minute."""
     count = "from sklearn.utils import _openmp_helpers as omp; print(omp._openmp_effective_n_threads())"

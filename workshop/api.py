@@ -1,8 +1,4 @@
-"""The production API: `create_app` makes it; `python3 -m workshop serve` runs it.
-
-Beside the function it has what a service needs: a log that loses no answer, metrics, limits, a key, new
-versions of the model without a restart.
-"""
+"""The production API: the function, and what a service needs beside it; the verb `serve` runs it."""
 import asyncio
 import hmac
 import json
@@ -27,9 +23,7 @@ from workshop.forecaster import Forecast, Storm, forecasts
 from workshop.web import ForwardedPrefix, clear_refusals, offline_docs
 
 MOST_BYTES, MOST_STORMS, MOST_SECONDS = 1_000_000, 1000, 10  # of one request: body, batch, wait for its body
-LOOK_EVERY = 0.2  # seconds between two looks at which version is in use
-REFUSED = {400: "The body can't be read.", 401: "The key is missing or wrong.", 408: "The body did not come.",
-           413: "The body is larger than 1,000,000 bytes.", 503: "The forecast can't be logged."}
+REFUSED = 400, 401, 408, 413, 422, 503  # what an answer's status may be beside 200
 # Prometheus' own words: a counter's name ends in _total, and units are base units.
 REQUESTS = prometheus_client.Counter("http_requests", "Requests answered.", ["method", "path", "status"])
 SECONDS = prometheus_client.Histogram("http_request_seconds", "Time to answer a request.", ["path"], buckets=(
@@ -83,10 +77,10 @@ class Service:
         try:
             answers = iter(forecasts([storm for storms, _, _ in waiting for storm in storms], self.model))
             results = [[next(answers) for _ in storms] for storms, _, _ in waiting]
-            lines = (b'%b, "storm": %b, "forecast": %b}\n' % (head, to_json(storm), to_json(answer))
+            lines = (f'{head}, "storm": {storm.model_dump_json()}, "forecast": {answer.model_dump_json()}}}\n'
                      for (storms, head, _), result in zip(waiting, results)
                      for storm, answer in zip(storms, result))
-            self.log.write(b"".join(lines))
+            self.log.write("".join(lines).encode())
         except OSError as error:
             reason = f"No forecast without a record of it, and the log can't be written: {error}."
             results = repeat(HTTPException(503, reason))
@@ -106,14 +100,14 @@ class Service:
         for head, method, path, status, seconds in done:
             REQUESTS.labels(method, path, status).inc()
             SECONDS.labels(path).observe(seconds)
-        say(b"".join(b'%b, "method": "%b", "path": "%b", "status": %d, "milliseconds": %.2f}\n' % (
-            head, method.encode(), path.encode(), status, 1000 * seconds)
-            for head, method, path, status, seconds in done))
+        say("".join(f'{head}, "method": "{method}", "path": "{path}", "status": {status}, '
+                    f'"milliseconds": {1000 * seconds:.2f}}}\n'
+                    for head, method, path, status, seconds in done))
 
     async def look_around(self):
         """For ever: keep the books, and use the version that the registry names; a damaged one is refused."""
         while True:
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(0.2)
             self.keep_books()
             wanted = self.model.version
             try:
@@ -126,20 +120,15 @@ class Service:
             self.refused = wanted if wanted != self.model.version else None
 
 
-def to_json(model) -> bytes:
-    """Return a pydantic object as JSON, without the detour over text that model_dump_json makes."""
-    return model.__pydantic_serializer__.to_json(model)
-
-
-def say(lines: bytes):
+def say(lines):
     """Print lines of the service's own log."""
     with suppress(OSError):  # nobody listens any more: no reason to fail
-        print(lines.decode(), end="", flush=True)
+        print(lines, end="", flush=True)
 
 
 def say_event(text):
     """Print what happened, in a line of its own."""
-    say(records.line(at=records.utc_now(), event=text))
+    say(records.line(at=records.utc_now(), event=text).decode())
 
 
 class Observe:
@@ -147,24 +136,26 @@ class Observe:
 
     def __init__(self, app, service):
         self.app, self.service = app, service
-        self.prefix, self.numbers = os.urandom(6).hex().encode(), count(1)
+        self.prefix, self.numbers = os.urandom(6).hex(), count(1)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         begin, headers, status, size = time.perf_counter(), dict(scope["headers"]), 500, 0
-        request_id, client = headers.get(b"x-request-id"), headers.get(b"x-client")
-        if request_id is None or not re.fullmatch(rb"[\w.:-]{1,100}", request_id):
-            request_id = b"%b-%d" % (self.prefix, next(self.numbers))
+        path = lambda: getattr(scope.get("route"), "path", "other")  # the API's own, not the text that came
+        deadline = asyncio.get_running_loop().time() + MOST_SECONDS
+        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        client = headers.get(b"x-client", b"").decode("latin-1")[:100] or None
+        if not re.fullmatch(r"[\w.:-]{1,100}", request_id, re.ASCII):
+            request_id = f"{self.prefix}-{next(self.numbers)}"
         # The beginning of every line about this request, in the forecast log as in the service's own.
-        head = scope["head"] = b'{"at": "%b", "request_id": "%b", "client": %b' % (
-            records.utc_now().encode(), request_id,
-            json.dumps(client.decode("latin-1")[:100]).encode() if client else b"null")
+        head = scope["head"] = (f'{{"at": "{records.utc_now()}", "request_id": "{request_id}", '
+                                f'"client": {json.dumps(client)}')
 
         async def receive_within_limits():
             nonlocal size
             try:
-                async with asyncio.timeout(MOST_SECONDS):
+                async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, f"The body did not come within {MOST_SECONDS} seconds.") from None
@@ -177,23 +168,19 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
-                if (status in REFUSED or status == 422) and scope["method"] == "POST":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if status in REFUSED and scope["method"] == "POST":
                     with suppress(OSError):  # an answer must be in the log; a refusal is in our own, too
-                        self.service.log.write(b'%b, "path": "%b", "status": %d, "refused": %b}\n' % (
-                            head, path_of(scope).encode(), status, json.dumps(scope.get("refused")).encode()))
+                        refused = json.dumps(scope.get("refused"))
+                        self.service.log.write(f'{head}, "path": "{path()}", "status": {status}, '
+                                               f'"refused": {refused}}}\n'.encode())
             await send(message)
 
         try:
             await self.app(scope, receive_within_limits, send_with_id)
         finally:
             seconds = time.perf_counter() - begin
-            self.service.done.append((head, scope["method"], path_of(scope), status, seconds))
-
-
-def path_of(scope) -> str:
-    """Return the path as the API knows it; not the text that came: it could be anything."""
-    return getattr(scope.get("route"), "path", "other")
+            self.service.done.append((head, scope["method"], path(), status, seconds))
 
 
 def create_app() -> FastAPI:
@@ -219,7 +206,7 @@ def create_app() -> FastAPI:
     app = FastAPI(title="Hurricane winds in 24 hours", version="1", lifespan=following,
                   description="A teaching model. Not for safety decisions: follow official forecasts.")
     guard = {"dependencies": [Depends(authorised)] if key else [],
-             "responses": {status: {"description": text} for status, text in REFUSED.items()}}
+             "responses": {status: {} for status in REFUSED if status != 422}}  # FastAPI adds that
     real = service.model.card["examples"]
     one = {example["name"]: {"value": example["storm"]} for example in real}
     several = {"Two storms": {"value": {"storms": [example["storm"] for example in real[:2]]}}}

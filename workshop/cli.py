@@ -136,9 +136,10 @@ def serve(host, port, workers):
     from workshop import server
     try:
         listener = server.listen(port, host)
-    except OSError as error:
-        print(f"Port {port} of {host} can't be had ({error.strerror}): try another --port.", file=sys.stderr)
+    except (OSError, OverflowError) as error:
+        print(f"Port {port} of {host} can't be had ({error}): try another --port.", file=sys.stderr)
         return 1
+    port = listener.getsockname()[1]  # another one where 0 was asked for: any that is free
     if host not in ("127.0.0.1", "localhost", "::1") and not os.environ.get("WORKSHOP_API_KEY"):
         print(f"WARNING: at {host} others can reach this API, and it asks for no key: set WORKSHOP_API_KEY.",
               file=sys.stderr)
@@ -160,7 +161,8 @@ def main(argv):
     part["run"].add_argument("--output", metavar="DIR", type=Path, default=Path(ROOT, "runs"))
     part["serve"].add_argument("--host", default="127.0.0.1", help="this machine alone, if not given")
     part["serve"].add_argument("--port", type=int, default=8000, help="8000 if not given")
-    part["serve"].add_argument("--workers", type=int, default=1, help="processes that answer; 1 if not given")
+    part["serve"].add_argument("--workers", type=int, default=1, choices=range(1, 65), metavar="N",
+                               help="processes that answer; 1 if not given")
     args, rest = top.parse_known_args(argv)
     if rest and args.verb != "test":
         part[args.verb].error(f"unknown: {' '.join(rest)}")

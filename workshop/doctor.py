@@ -66,10 +66,6 @@ def checks():
     found = f"runs at {place}" if place else "runs this notebook" if running else "the verb lab starts it"
     add("Jupyter", not place or util.find_spec("jupyter_server_proxy"), found,
         "No jupyter_server_proxy here: links to a server of yours may not open in the browser (notebook 04).")
-    data = {"darwin": "~/Library/Jupyter", "win32": "~/AppData/Roaming/jupyter"}.get(
-        sys.platform, os.environ.get("XDG_DATA_HOME", "~/.local/share") + "/jupyter")
-    kernel = Path(os.environ.get("JUPYTER_DATA_DIR", data), "kernels/production-ml/kernel.json").expanduser()
-    add("Kernel", kernel.exists(), "Production ML workshop" if kernel.exists() else "not there yet", SETUP)
     return rows
 
 

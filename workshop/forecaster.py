@@ -1,7 +1,4 @@
-"""The function: a storm in, a forecast out; notebook 03 writes it too. And the model's file that it asks.
-
-Nothing here needs pandas or scikit-learn, so that what serves forecasts is small and starts at once.
-"""
+"""The function: a storm in, a forecast out (see notebook 03); the model's file. No pandas: it starts fast."""
 import json
 import math
 from bisect import bisect
@@ -24,8 +21,8 @@ FEATURES = {"days_from_peak": "days", "latitude": "°N", "longitude": "°E", "wi
 EDGES_KT = (34, 64, 83, 96, 113, 137)
 DAY = timedelta(hours=24)
 CATEGORIES = ("tropical depression", "tropical storm", *(f"category {number}" for number in range(1, 6)))
-# What no storm of the archive 1975-2022 has done in 12 hours, with a margin. The records: 1,466 km (Irene,
-# 1999), +75 kt (Wilma, 2005), -95 kt (Iris, 2001).
+# What no storm of the archive 1975-2022 has done in 12 hours, with a margin. The records: about 1,470 km
+# (Irene, 1999), +75 kt (Wilma, 2005), -95 kt (Iris, 2001).
 MOST_KM, MOST_GAIN_KT, MOST_LOSS_KT = 1600, 90, 120
 
 
@@ -79,11 +76,11 @@ class Storm(BaseModel):
         if km > MOST_KM:
             words = ("A storm should move at most {most} km in 12 hours, this one moved {km} km; is the sign "
                      "of a longitude lost (west is negative)?")
-            raise PydanticCustomError("impossible_motion", words, {"most": MOST_KM, "km": round(km)})
+            raise PydanticCustomError("impossible_motion", words, {"most": MOST_KM, "km": math.ceil(km)})
         if not -MOST_LOSS_KT <= gain_kt <= MOST_GAIN_KT:
             words = "A wind should change by -{loss} to {gain} knots in 12 hours, this one changed by {kt}"
             limits = {"loss": MOST_LOSS_KT, "gain": MOST_GAIN_KT}
-            raise PydanticCustomError("impossible_gain", words, limits | {"kt": round(gain_kt)})
+            raise PydanticCustomError("impossible_gain", words, limits | {"kt": f"{gain_kt:g}"})
         return self
 
 
@@ -127,7 +124,9 @@ class ModelFile:
         options.log_severity_level = 4  # what is wrong, the exception says
         try:
             self._session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-            self.card = json.loads(self._session.get_modelmeta().custom_metadata_map["card"])
+            self.card = json.loads(self._session.get_modelmeta().custom_metadata_map.get("card", "null"))
+            if self.card is None:
+                raise ValueError("it holds no card")
             self.version = self.card["version"]
         except Exception as error:  # onnxruntime has a class for each kind of damage, and no common one
             raise ValueError(f"this is not a model file of the course ({str(error)[:100]})") from None
@@ -135,14 +134,12 @@ class ModelFile:
     def predict(self, inputs) -> np.ndarray:
         """Return the wind in 24 hours, knots: columns low, middle, high, shape (n, 3), for (n, 9) inputs."""
         inputs = np.asarray(inputs, dtype=np.float32)  # what it was trained on, too: see notebook 05
+        inputs = inputs.reshape(-1, len(FEATURES))
         return self._session.run(["wind_kt"], {"features": inputs})[0].astype(float)
 
 
-_numbers = attrgetter(*INPUTS)
-
-
-def _inputs(storm, time):
-    numbers = _numbers(storm)
+def _inputs(storm, time, read=attrgetter(*INPUTS)):
+    numbers = read(storm)
     if None in numbers:
         numbers = [math.nan if number is None else number for number in numbers]
     return features(time.timetuple().tm_yday, *numbers)

@@ -1,5 +1,6 @@
 """What is given away with a model: one ONNX file that carries its own card, and the card as text."""
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -28,64 +29,16 @@ interval (float[n,9] features, float[n,1] low, float[n,1] middle, float[n,1] hig
     margin = Where(below_storm, WEAK_KT, margin_if_strong)
     wind_middle = Add(now, middle)
     wind_low = Add(now, low)
-    wind_high = Add(now, high)
     wider_low = Sub(wind_low, margin)
-    wider_high = Add(wind_high, margin)
+    wider_high = Sum(now, high, margin)
     ordered_low = Min(wider_low, wind_middle)
     ordered_high = Max(wider_high, wind_middle)
     winds = Concat<axis=1>(ordered_low, wind_middle, ordered_high)
     wind_kt = Max(winds, ZERO)
 }}"""
-STORMS = {"Ian, 2022": ("2022-Ian", "2022-09-27T12:00Z"), "Ida, 2021": ("2021-Ida", "2021-08-28T12:00Z"),
-          "Sandy, 2012": ("2012-Sandy", "2012-10-28T12:00Z"),
-          "Katrina, 2005": ("2005-Katrina", "2005-08-27T12:00Z"),
-          "Wilma, 2005": ("2005-Wilma", "2005-10-18T12:00Z")}  # real ones, for the API's docs and page
-
-TEXT = """# Model card: hurricane winds in 24 hours, version {version}
-
-**A teaching model. Not for safety decisions: follow the forecasts of the National Hurricane Center.**
-
-## What it is for
-- Given an Atlantic storm now and 12 hours ago, it answers with the {answers}.
-- It is for learning how a model is shared, served, watched and corrected.
-- It is not for warnings, insurance, other oceans, or systems that are not (sub)tropical.
-
-## Data
-NOAA's best-track archive HURDAT2 (public domain), seasons {first_season} to {last_season}: {examples}
-examples of {storms} storms. It is a reanalysis, made after the season: in real time one knows less, so
-real-time scores would be worse. The pressure was hidden in 20 % of the examples, so it may be unknown.
-
-## How to use it
-`model.onnx` holds numbers, and no code that runs when it is read. With nothing but `numpy` and `onnxruntime`:
-
-```python
-import numpy, onnxruntime
-model = onnxruntime.InferenceSession("model.onnx")
-print(model.get_modelmeta().custom_metadata_map["card"])  # all that stands here, as JSON
-storm = numpy.array([[{row}]], dtype="float32")  # in the order below
-low, middle, high = model.run(None, {{"features": storm}})[0][0]  # knots
-```
-
-| feature | unit |
-| --- | --- |
-{features}
-
-Changes and motion are over 12 hours; `days_from_peak` counts from 10 September; unknown pressures are NaN.
-
-## Scores on later seasons
-Mean absolute errors in knots, on seasons after its training: persistence ("the wind stays"), a straight line
-through the same features, and this model; and how often the truth was inside the 80 % interval.
-
-| | forecasts | persistence | line | model | inside |
-| --- | --- | --- | --- | --- | --- |
-{scores}
-
-## Known failures
-- Rapid intensification: it sees too little of it coming, and too late (its line above).
-- It knows nothing of land, warm water or wind shear: before a landfall its forecast is often too strong.
-- The interval keeps its promise on average over many storms, less so for hurricanes.
-- A wind in another unit, if it is in range, is believed: 51 m/s is read as 51 knots.
-"""
+STORMS = [("2022-Ian", "2022-09-27T12:00Z"), ("2021-Ida", "2021-08-28T12:00Z"),
+          ("2012-Sandy", "2012-10-28T12:00Z"), ("2005-Katrina", "2005-08-27T12:00Z"),
+          ("2005-Wilma", "2005-10-18T12:00Z")]  # real ones, for the API's docs and page
 
 
 def score(model: IntervalModel, known: pd.DataFrame, later: pd.DataFrame) -> list[dict]:
@@ -119,19 +72,19 @@ def facts(model: IntervalModel, examples: pd.DataFrame, version: str) -> dict:
     """Return the card: all that the file, the text and the API say of the model, ready for JSON."""
     first, last = model.seasons
     known, later = examples[examples.season.between(first, last)], examples[examples.season > last]
-    shown = {name: examples[(examples.storm_id == storm_id) & (examples.time == pd.Timestamp(time))]
-             for name, (storm_id, time) in STORMS.items()}
+    shown = examples.set_index(["storm_id", "time"], drop=False).reindex(
+        [(storm_id, pd.Timestamp(time)) for storm_id, time in STORMS]).dropna(subset="wind_kt_in_24h")
     return {
         "version": version,
         "answers": "maximum sustained wind in 24 hours, knots: low, middle, high; low to high is 80 %",
         "features": [{"name": name, "unit": unit} for name, unit in FEATURES.items()],
         "training": {"first_season": first, "last_season": last, "storms": known.storm_id.nunique(),
                      "examples": len(known)},
-        "scores": score(model, known, later),
-        "examples": [{"name": name + " (a season of its training)" * bool(row.season <= last),
+        "scores": score(model, known, later) if len(later) else [],
+        "examples": [{"name": f"{row['name']}, {row.season:.0f}{' (trained on)' * (row.season <= last)}",
                       "storm": {"time": f"{row.time:%Y-%m-%dT%H:%M:%SZ}", **row[list(INPUTS)]},
                       "wind_kt_in_24h": row.wind_kt_in_24h}
-                     for name, rows in shown.items() for _, row in rows.iterrows()]}
+                     for _, row in shown.iterrows()]}
 
 
 def to_onnx(model: IntervalModel) -> onnx.ModelProto:
@@ -165,5 +118,6 @@ def text(card: dict) -> str:
     scores = [line.format(**row) for row in card["scores"]] or ["| no later season is known | | | | | |"]
     row = "17, 22.6, -83.6, 100, 15, 963, -2, 1.8, -0.277"  # Ian on 27 September 2022, 12 UTC
     units = ["| `{name}` | {unit} |".format(**feature) for feature in card["features"]]
-    return TEXT.format(**card["training"], version=card["version"], answers=card["answers"], row=row,
+    template = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
+    return template.format(**card["training"], version=card["version"], answers=card["answers"], row=row,
                        features="\n".join(units), scores="\n".join(scores))

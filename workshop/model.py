@@ -2,12 +2,7 @@
 
 Notebook 02 builds the same step by step; a test holds the two together.
 """
-import os
 from dataclasses import dataclass
-
-# One thread for each fit and forecast: more gain little on data of this size, and on busy cores, where they
-# wait for each other, they make a fit last minutes and a forecast seconds.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pandas as pd

@@ -11,12 +11,11 @@ from workshop.storms import load_coastline
 PALETTE = BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
 STYLE = {"figure.figsize": (9, 4.5), "figure.dpi": 100, "figure.facecolor": "white",
-         "axes.facecolor": "white",
-         "savefig.facecolor": "white", "font.size": 13, "axes.titlesize": 15, "axes.titlelocation": "left",
+         "axes.facecolor": "white", "savefig.facecolor": "white",
+         "font.size": 13, "axes.titlesize": 15, "axes.titlelocation": "left",
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
          "lines.linewidth": 2, "legend.framealpha": 0.9, "date.converter": "concise",
-         "figure.constrained_layout.use": True,
-         "axes.prop_cycle": plt.cycler(color=PALETTE)}
+         "figure.constrained_layout.use": True, "axes.prop_cycle": plt.cycler(color=PALETTE)}
 WIND_STEPS_KT = (0, 34, 64, 96, 200)  # depression, tropical storm, hurricane, major hurricane
 WIND_COLOURS = ("#B8C4D0", SKY, ORANGE, RED)
 

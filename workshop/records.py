@@ -1,7 +1,9 @@
 """Records that outlive a crash: files of JSON Lines that are only ever added to, and their reader."""
 import json
 import os
+import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -27,17 +29,16 @@ def read(*paths) -> Iterator[dict]:
     """Yield the records of the files, in order. A line that a crash has cut short is passed over."""
     for path in paths:
         for text in Path(path).read_bytes().splitlines():
-            try:
-                yield json.loads(text)
-            except ValueError:
-                pass
+            with suppress(ValueError):
+                if isinstance(record := json.loads(text), dict):
+                    yield record
 
 
 class Writer:
-    """Adds lines to a file of this process alone, made at the first write.
+    """Adds lines to a file of its own, made at the first write.
 
-    What was written is with the operating system, so it outlives this process, however that ends. Several
-    processes never share a file: so a line that one of them left unfinished can't run into another's.
+    What was written is with the operating system, so it outlives this process, however that ends. No two
+    writers share a file: so a line that one of them left unfinished can't run into another's.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -45,10 +46,14 @@ class Writer:
 
     def write(self, lines: bytes):
         """Add the lines, all or none. Raises OSError where that fails: disk full, folder not writable."""
-        if self._file is None or os.fstat(self._file).st_nlink == 0:  # somebody has deleted it: begin anew
+        if self._file is not None and os.fstat(self._file).st_nlink == 0:  # somebody has deleted it
+            os.close(self._file)
+            self._file = None
+        if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            name = f"{self._name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.getpid()}.jsonl"
-            self._file = os.open(self._folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            name = f"{self._name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}.jsonl"
+            mode = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
+            self._file = os.open(self._folder / name, mode, 0o644)
         written = os.write(self._file, lines)
         if written < len(lines):
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)

@@ -31,7 +31,7 @@ def versions() -> list[str]:
 
 
 def history() -> list[dict]:
-    """Return what happened, oldest first: at, event (saved, promoted, rolled back), version, reason."""
+    """Return what happened, oldest first: at, event (saved, promoted, rolled back to), version, reason."""
     path = folder() / "history.jsonl"
     return list(records.read(path)) if path.exists() else []
 
@@ -40,9 +40,10 @@ def _in_use() -> list[str]:
     """Return the versions that came into use, without those rolled back; the last one is in use."""
     stack = []
     for line in history():
-        if line["event"] == "promoted" and line["version"] not in stack[-1:]:
-            stack.append(line["version"])
-        elif line["event"] == "rolled back":
+        event, version = line.get("event"), line.get("version")
+        if event == "promoted" and version not in stack[-1:]:
+            stack.append(version)
+        while event == "rolled back" and stack and stack[-1] != version:
             stack.pop()
     return stack
 
@@ -69,7 +70,7 @@ def save(model, examples, version=None, reason="trained") -> str:
     from workshop import handover  # only here: what just reads models does without scikit-learn
 
     base, graph = version or model.version, handover.to_onnx(model)
-    if not re.fullmatch(r"\w[\w.-]*", base, re.ASCII):
+    if not re.fullmatch(r"\w[\w.-]*", base, re.ASCII) or base.endswith(".jsonl"):
         raise RegistryError(f"A version is called by letters, digits, dots and dashes, not {base!r}.")
     card = handover.facts(model, examples, base)
     for name in (f"{base}.{number}" if number > 1 else base for number in itertools.count(1)):
@@ -108,6 +109,8 @@ def _intact(version):
 def load(version=None) -> ModelFile:
     """Return a version, the one in use if none is named. Raises RegistryError if it is missing or damaged."""
     version = version or current()
+    if version is None:
+        raise RegistryError(f"No version is in use in {folder()}: promote one of {versions()}.")
     if version not in versions():
         raise RegistryError(f"There is no version {version!r} in {folder()}; there are: "
                             f"{', '.join(versions()) or 'none'}.")
@@ -115,7 +118,10 @@ def load(version=None) -> ModelFile:
     if content is None:
         raise RegistryError(f"Version {version} is damaged: a file in {folder() / version} is not what was "
                             "saved (see SHA256SUMS there). Take it from a copy, or train and save it again.")
-    model = ModelFile(content)
+    try:
+        model = ModelFile(content)
+    except ValueError as error:
+        raise RegistryError(f"Version {version}: {error}") from None
     if model.version != version:
         raise RegistryError(f"The folder {version} holds version {model.version}: name it so.")
     return model
@@ -132,7 +138,7 @@ def roll_back(reason) -> str:
     """Put back into use the version before the last promotion, and return its name; RegistryError if none."""
     before = _in_use()[:-1]
     if not before:
-        raise RegistryError("There is no version to go back to: only one was ever promoted.")
+        raise RegistryError("There is no version to go back to.")
     load(before[-1])
     _note("rolled back", before[-1], reason)
     return before[-1]
@@ -147,7 +153,7 @@ def kept_model(say=print) -> ModelFile:
             return model
     except RegistryError as error:
         say(f"{error}")
-    say("No model is kept here: training one as in notebook 02, some seconds ...")
+    say("No sound model is in use here: training one as in notebook 02, some seconds ...")
     from workshop.model import train
     from workshop.storms import build_examples, load_storms
 

@@ -19,27 +19,12 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
-from contextlib import suppress
 from pathlib import Path
 
 from workshop import ROOT
 
 PATIENCE = 30  # seconds that an app may take until it answers
 ALONE = "The server is another process: it sees only the text of this cell, so"
-WAIT_AND_OPEN = """Waiting for the server ...<script>
-let answers = 0, looks = 0
-const count = up => {
-  answers = up ? answers + 1 : 0
-  if (answers > 1) return location.replace(ADDRESS)
-  if (++looks == 15) document.body.append("It does not come? Then the Jupyter that you use may lack " +
-    "jupyter-server-proxy. All else here works without it; tell your instructor.")
-  setTimeout(look, 1000)
-}
-const look = () => fetch(ADDRESS, {mode: "no-cors"}).then(
-  answer => count(answer.ok || answer.type == "opaque"), () => count(false))
-look()
-</script>"""
 _running = {}  # the server launched last under each name
 atexit.register(lambda: [server.stop() for server in _running.values()])
 
@@ -160,7 +145,8 @@ class Server:
         from IPython.display import HTML  # not IFrame, whose text form holds a memory address
 
         # The frame opens the page when the server has answered twice: in Run All it may soon be replaced.
-        page = WAIT_AND_OPEN.replace("ADDRESS", json.dumps(self.public_url + (path or self._docs)))
+        page = (Path(__file__).parent / "wait.html").read_text(encoding="utf-8").rstrip("\n").replace(
+            "ADDRESS", json.dumps(self.public_url + (path or self._docs)))
         return HTML(f'<div><iframe srcdoc="{html.escape(page)}" width="100%" height="{height}" '
                     f'title="A page of the API" style="border: thin solid"></iframe></div>')
 
@@ -193,8 +179,11 @@ def listen(port, host="127.0.0.1"):
     return socket.socket(listener.family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=listener.detach())
 
 
-def serve(listener, workers=1):
-    """Serve the production API on the socket, from this process or `workers` others, until told to stop."""
+def serve(listener, workers=1, ready=lambda: None, folder=None):
+    """Serve the production API on the socket, from this process or `workers` others, until told to stop.
+
+    `ready` is called when it can be asked; what it has to keep while it runs is put below `folder`.
+    """
     import uvicorn
 
     from workshop import registry
@@ -202,10 +191,11 @@ def serve(listener, workers=1):
     config = uvicorn.Config("workshop.server:worker", factory=True, workers=workers, log_level="warning",
                             access_log=False, server_header=False, date_header=False, proxy_headers=False,
                             timeout_graceful_shutdown=5)
+    registry.kept_model(lambda text: print(text, file=sys.stderr))  # before workers all look for it
+    ready()  # the socket listens: who asks before a worker has started waits there
     if workers == 1:
         return uvicorn.Server(config).run([listener])
-    registry.kept_model(lambda text: print(text, file=sys.stderr))  # before they all look for it
-    with tempfile.TemporaryDirectory() as counts:  # where they add up what they count
+    with tempfile.TemporaryDirectory(dir=folder) as counts:  # where they add up what they count
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
         uvicorn.supervisors.Multiprocess(config, [listener]).run()
 
@@ -236,18 +226,10 @@ def _main(folder, parent, port, file, what):
         Path(folder, "half").write_text(json.dumps([port, os.getpid()]))
         os.replace(Path(folder, "half"), Path(folder, "ready.json"))  # nobody sees it half-written
 
-    def report_health():
-        while True:
-            with suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
-                return report()
-            time.sleep(0.02)
-
     if file:
         _serve_cell(listener, file, what, report)
     else:
-        threading.Thread(target=report_health, daemon=True).start()
-        serve(listener, what)
+        serve(listener, what, report, folder)
 
 
 def _serve_cell(listener, file, names, report):

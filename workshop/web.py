@@ -1,7 +1,6 @@
 """What every API of this course has: addresses that fit a proxy, docs without network, clear refusals."""
 import json
 import re
-from types import MappingProxyType
 
 
 class ForwardedPrefix:
@@ -37,7 +36,7 @@ def offline_docs(app):
     return app
 
 
-def clear_refusals(app, words=MappingProxyType({})):
+def clear_refusals(app, words=None):
     """Return the FastAPI `app`, made to answer every input that it refuses with a 422 that can be sent.
 
     FastAPI repeats the input, and fails with a 500 where JSON has no words for it, such as NaN. `words` says
@@ -52,7 +51,7 @@ def clear_refusals(app, words=MappingProxyType({})):
             given, message = problem.get("input"), problem["msg"]
             if problem["loc"] == ("body",) and isinstance(given, (str, bytes)):
                 message += "; send JSON, with the header Content-Type: application/json"
-            if problem["loc"][-1] in words:
+            if problem["loc"][-1] in (words or ()):
                 message += f" ({words[problem['loc'][-1]]})"
             given = given if isinstance(given, (int, str, type(None))) else str(given)
             given = given[:200] if isinstance(given, str) else given
