@@ -274,7 +274,7 @@ ANSWERS = {
         "error": ["app = 'http://127.0.0.1:8000'"],
     },
     "05.1": {
-        "right": [WHO + "dict(app='API', newspaper='results', ship='model')",
+        "right": [WHO + "dict(app='api', newspaper='results', ship='model')",
                   WHO + "dict(zip(('ship', 'newspaper', 'app'), ('model', 'results', 'API')))"],
         "ship": [WHO + "{'ship': 'API', 'newspaper': 'results', 'app': 'API'}"],
         "newspaper": [WHO + "{'ship': 'model', 'newspaper': 'the table', 'app': 'API'}",
@@ -285,6 +285,7 @@ ANSWERS = {
     "05.2": {
         "right": [COUNT + "sum(abs(a - b) > 0.01 for a, b in zip(first, second))",
                   COUNT + "np.count_nonzero(~np.isclose(first, second, rtol=0, atol=0.01))"],
+        "agree": [COUNT + "(np.abs(first - second) <= 0.01).sum()"],
         "one_direction": [COUNT + "(first - second > 0.01).sum()", COUNT + "(second - first > 0.01).sum()"],
         "every_difference": [COUNT + "(first != second).sum()"],
         "not_a_number_of_rows": [COUNT + "np.mean(np.abs(first - second) > 0.01)",
@@ -295,8 +296,10 @@ ANSWERS = {
         "right": [HARDEST + "max(results.storm_id[truth.notna()].unique(),"
                   " key=lambda storm: np.mean(np.abs(error[results.storm_id == storm])))",
                   HARDEST + "error.abs().groupby(results.storm_id).mean().sort_values().dropna().index[-1]"],
-        "signed_error": [HARDEST + "error.groupby(results.storm_id).mean().idxmax()"],
-        "single_row": [HARDEST + "results.storm_id[error.abs().idxmax()]"],
+        "signed_error": [HARDEST + "error.groupby(results.storm_id).mean().idxmax()",
+                         HARDEST + "(-error).groupby(results.storm_id).mean().idxmax()"],
+        "single_row": [HARDEST + "results.storm_id[error.abs().idxmax()]",
+                       HARDEST + "results.storm_id[(-error).idxmax()]"],
         "added_up": [HARDEST + "error.abs().groupby(results.storm_id).sum().idxmax()"],
         "wrong": [HARDEST + "error.abs().groupby(results.storm_id).mean().max()",
                   HARDEST + "'Bonnie'"],

@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.security import APIKeyHeader
 from prometheus_client import multiprocess
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 
 from workshop import records, registry
 from workshop.forecaster import Forecast, Storm, forecasts
@@ -69,7 +70,7 @@ class Service:
         loop = asyncio.get_running_loop()
         if not self.waiting:
             loop.call_soon(self._answer_all)
-        self.waiting.append((storms, request.scope["head"], answers := loop.create_future()))
+        self.waiting.append((storms, request.scope["head"].encode(), answers := loop.create_future()))
         return await answers
 
     def _answer_all(self):
@@ -77,10 +78,10 @@ class Service:
         try:
             answers = iter(forecasts([storm for storms, _, _ in waiting for storm in storms], self.model))
             results = [[next(answers) for _ in storms] for storms, _, _ in waiting]
-            lines = (f'{head}, "storm": {storm.model_dump_json()}, "forecast": {answer.model_dump_json()}}}\n'
+            lines = [b'%b, "storm": %b, "forecast": %b}\n' % (head, to_json(storm), to_json(answer))
                      for (storms, head, _), result in zip(waiting, results)
-                     for storm, answer in zip(storms, result))
-            self.log.write("".join(lines).encode())
+                     for storm, answer in zip(storms, result)]
+            self.log.write(b"".join(lines))
         except OSError as error:
             reason = f"No forecast without a record of it, and the log can't be written: {error}."
             results = repeat(HTTPException(503, reason))

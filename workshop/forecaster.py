@@ -138,20 +138,15 @@ class ModelFile:
         return self._session.run(["wind_kt"], {"features": inputs})[0].astype(float)
 
 
-def _inputs(storm, time, read=attrgetter(*INPUTS)):
-    numbers = read(storm)
-    if None in numbers:
-        numbers = [math.nan if number is None else number for number in numbers]
-    return features(time.timetuple().tm_yday, *numbers)
-
-
 def forecasts(storms: Sequence[Storm], model: ModelFile) -> list[Forecast]:
-    """Return a forecast for each storm, in order; winds in knots, rounded to 0.01.
-
-    `model` is anything that has `predict`, as a ModelFile, and `version`.
-    """
+    """Return a forecast for each storm, in order; winds in knots, rounded to 0.01."""
     times = [storm.time.astimezone(timezone.utc) for storm in storms]
-    inputs = [_inputs(storm, time) for storm, time in zip(storms, times)]
+    days, states = [time.timetuple().tm_yday for time in times], list(map(attrgetter(*INPUTS), storms))
+    if len(storms) > 20:  # from here on, arrays are quicker
+        inputs = np.array(features(np.array(days), *np.array(states, dtype=float).T)).T
+    else:
+        inputs = [features(day, *(math.nan if number is None else number for number in state))
+                  for day, state in zip(days, states)]
     return [Forecast(valid_time=time + DAY, wind_kt=middle, wind_kt_low=low, wind_kt_high=high,
                      category=category(middle), model_version=model.version)
             for time, (low, middle, high) in zip(times, model.predict(inputs).round(2).tolist())]

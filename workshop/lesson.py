@@ -210,7 +210,7 @@ def second_endpoint(answer):
             return "wrong", wind, show(one.text), {"category": forecaster.category(wind)}
 
 
-@exercise("05.1", "Yes. What the receiver lacks decides: a network, a program, or patience.",
+@exercise("05.1", "Yes. What they lack decides: a network, a program, the newest model.",
           ship="On the ship no API can be reached, and no table holds tomorrow's storms: give the model.",
           newspaper="The newspaper asks about the past, and runs no program: a table, made once, will do.",
           app="What you have given away you can't mend the same day: keep the model, and let the app ask.")
@@ -218,17 +218,20 @@ def who_gets_what(answer):
     right = {"ship": "model", "newspaper": "results", "app": "API"}
     if ... in answer.values():
         return "untouched"
-    return next((who for who in right if answer[who] != right[who]), None)
+    return next((who for who in right if answer[who].lower() != right[who].lower()), None)
 
 
 @exercise("05.2", "Yes: how many, in both directions.",
+          agree="You count the rows that agree. Asked is how many do not.",
           one_direction="You miss those where the second one is larger or smaller: take abs() first.",
           every_difference="You count differences below 0.01 kt too; a float32 rounds, and that is fine.",
           not_a_number_of_rows="That is a share, or how far they are apart. Asked is: how many rows.",
-          wrong="Not right: of five rows, three of them further apart than 0.01 kt, it counts {1}.")
+          wrong="Not right: of eight rows, three more than 0.01 kt apart, it counts {1}.")
 def disagreements(answer):
-    found = answer(np.array([10.0, 20, 30, 40, 50]), np.array([10.004, 20.5, 29.5, 40, 50.02]))
-    return judge(found, 3, one_direction=[1, 2], every_difference=[4], not_a_number_of_rows=[0.6, 0.5])
+    same = [60.0, 70, 80]
+    found = answer(np.array([10.0, 20, 30, 40, 50, *same]), np.array([10.004, 20.5, 29.5, 40, 50.02, *same]))
+    return judge(found, 3, agree=[5], one_direction=[1, 2], every_difference=[4],
+                 not_a_number_of_rows=[0.375, 0.5])
 
 
 @exercise("05.3", "Yes: the mean absolute error of each storm, then the storm where it is largest.",
@@ -237,9 +240,11 @@ def disagreements(answer):
           added_up="You add up, so long storms look bad. Take each storm's mean.",
           wrong="Not right: yours is {}; expected is a storm_id, as text, here '2022-A'.")
 def hardest_storm(answer):
-    errors = {"A": [25, -25], "B": [12] * 6, "C": [40, -2, -2, -2], "D": [np.nan], "E": [15, 15]}
+    errors = {"A": [25, -25], "B": [12] * 8, "C": [40, -40, -2, -2], "D": [np.nan], "E": [15, 15],
+              "F": [-16, -16]}
     rows = [(f"2022-{storm}", 60.0 + error, 60.0) for storm, some in errors.items() for error in some]
     table = pd.DataFrame(rows, columns=["storm_id", "wind_kt_in_24h", "wind_kt_in_24h_observed"])
     found = answer(table.sample(frac=1, random_state=0))
-    mistakes = {"2022-A": None, "2022-B": "added_up", "2022-C": "single_row", "2022-E": "signed_error"}
+    mistakes = {"2022-A": None, "2022-B": "added_up", "2022-C": "single_row"}
+    mistakes |= dict.fromkeys(("2022-E", "2022-F"), "signed_error")
     return mistakes[found] if isinstance(found, str) and found in mistakes else ("wrong", show(found))

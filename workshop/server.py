@@ -56,8 +56,7 @@ def launch_service(workers=1, name="service"):
 
 
 def _start(name, docs, file, what):
-    old = _running.get(name)
-    if old:
+    if old := _running.get(name):
         old.stop()
     server = _running[name] = Server(name, docs, old.port if old else 8000, file, what)
     from IPython.display import display

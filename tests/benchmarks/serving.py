@@ -1,4 +1,4 @@
-"""How fast is the service? Against an API that validates and answers a constant, and against the tutorials' one.
+"""How fast is the service? Against an API that answers a constant, and against the one of most tutorials.
 
     python tests/benchmarks/serving.py [--rounds 5] [--seconds 3] [--connections 8]
 
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,15 +40,15 @@ end
 # --- the servers to compare; `serving:constant` and so on is what uvicorn imports ---
 
 def constant():
-    """A plain app: the same models, validated; the answer is always the same. No log, no metrics, no model."""
+    """A plain app: the same models, validated; one answer to all. No log, no metrics, no model."""
     from fastapi import FastAPI
 
     from workshop.api import Forecasts, Storms
     from workshop.forecaster import Forecast, Storm
 
     app = FastAPI()
-    answer = Forecast(valid_time="2022-09-28T12:00:00Z", wind_kt=102.33, wind_kt_low=80.24, wind_kt_high=121.99,
-                      category="category 3", model_version="constant")
+    answer = Forecast(valid_time="2022-09-28T12:00:00Z", wind_kt=102.33, wind_kt_low=80.24,
+                      wind_kt_high=121.99, category="category 3", model_version="constant")
 
     @app.post("/forecast")
     async def forecast(storm: Storm) -> Forecast:
@@ -75,8 +77,9 @@ def naive():
         row = pd.DataFrame([storm.model_dump(exclude={"time"})], dtype=float)
         row["time"] = pd.to_datetime([storm.time], utc=True)
         wind = model.predict(features(row)).iloc[0].round(2)
-        return Forecast(valid_time=storm.time + pd.Timedelta(hours=24), wind_kt=wind.middle, wind_kt_low=wind.low,
-                        wind_kt_high=wind.high, category=category(wind.middle), model_version="naive")
+        return Forecast(valid_time=storm.time + pd.Timedelta(hours=24), wind_kt=wind.middle,
+                        wind_kt_low=wind.low, wind_kt_high=wind.high, category=category(wind.middle),
+                        model_version="naive")
 
     return app
 
@@ -89,15 +92,16 @@ def start(command, port, **environment):
                                stdout=quiet, stderr=quiet)
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=60).close()
             return process, time.perf_counter() - begin
-        except OSError:
+        except urllib.error.URLError:
             if process.poll() is not None or time.perf_counter() - begin > 60:
                 raise SystemExit(f"{command} did not start") from None
             time.sleep(0.01)
 
 
 def uvicorn(app, port):
+    """Return the command that serves an app of this file."""
     return [sys.executable, "-m", "uvicorn", f"{Path(__file__).stem}:{app}", "--factory", "--port", str(port),
             "--app-dir", str(Path(__file__).parent), "--no-access-log", "--log-level", "warning"]
 
@@ -111,8 +115,8 @@ def load(port, path, bodies, seconds, connections):
             lines, script = Path(folder, "bodies"), Path(folder, "post.lua")
             lines.write_text("\n".join(bodies))
             script.write_text(LUA % (lines, path))
-            out = subprocess.check_output(["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--timeout", "10",
-                                           "-s", script, f"http://127.0.0.1:{port}"], text=True)
+            command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--timeout", "10", "-s", script]
+            out = subprocess.check_output([*command, f"http://127.0.0.1:{port}"], text=True)
         count, duration, errors = map(float, out.rpartition("RESULT ")[2].split())
     else:
         task = json.dumps([port, path, bodies, seconds, connections])
@@ -154,6 +158,7 @@ def rows_in_process(model, inputs):
 
 
 def memory_mb(process):
+    """Return the resident memory of the largest of its processes."""
     import psutil
 
     tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -181,7 +186,8 @@ def main():
         sample = examples.sample(1000, random_state=0)
         from workshop.forecaster import INPUTS
 
-        states = [{"time": f"{row.time:%Y-%m-%dT%H:%M:%SZ}", **row[list(INPUTS)]} for _, row in sample.iterrows()]
+        states = [{"time": f"{row.time:%Y-%m-%dT%H:%M:%SZ}", **row[list(INPUTS)]}
+                  for _, row in sample.iterrows()]
         one, many = [json.dumps(state) for state in states[:200]], [json.dumps({"storms": states})]
         ports = {}
         for name in ("service", "constant", "naive"):
@@ -217,8 +223,9 @@ def main():
         print(f"{name:34} {median(lambda rates: rates[name]):9,.0f} {unit}")
     print(f"{'service / constant':34} {median(lambda rates: rates['service'] / rates['constant']):9.2f}")
     print(f"{'service / naive':34} {median(lambda rates: rates['service'] / rates['naive']):9.1f}")
-    print(f"{'batch of 1,000 / in process':34} {median(lambda rates: rates['batch'] / rates['in process']):9.2f}")
-    print(f"{'serve: start to first connection':34} {cold:9.2f} s\n{'memory of its worker':34} {memory:9.0f} MB")
+    batch = median(lambda rates: rates["batch"] / rates["in process"])
+    print(f"{'batch of 1,000 / in process':34} {batch:9.2f}")
+    print(f"{'serve: start to first answer':34} {cold:9.2f} s\n{'memory of its worker':34} {memory:9.0f} MB")
 
 
 if __name__ == "__main__":
