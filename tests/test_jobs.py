@@ -1,5 +1,6 @@
 """The jobs, as papermill runs them: the files they write, the same ones each time, or an error that helps."""
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from workshop import ROOT, registry
+from workshop import ROOT, cli, registry
 from workshop.forecaster import INPUTS, Storm, forecasts
 from workshop.storms import load_storms
 
@@ -147,3 +148,15 @@ def test_the_notebook_has_parameters_short_cells_after_words_and_its_outputs():
     pictures = [output.metadata["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     assert [picture["alt"][:3] for picture in pictures] == ["Map"]
     assert ROOT not in JOB.read_text("utf-8"), "an output tells where it was made"
+
+
+def test_the_call_in_notebook_05_works_with_the_courses_own_kernel(model, tmp_path, monkeypatch):
+    """A learner's copy of the job names that kernel, whose command has options of its own."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    cli.put_kernel()
+    notebook = Path(ROOT, "notebooks", "05_share_three_ways.ipynb")
+    call = next(cell.source for cell in nbformat.read(notebook, 4).cells if "extra_arguments=" in cell.source)
+    papermill.execute_notebook(JOB, None, {"output_folder": str(tmp_path)}, kernel_name=cli.KERNEL, cwd=ROOT,
+                               progress_bar=False, extra_arguments=json.loads(
+                                   call.partition("extra_arguments=")[2].partition(")")[0]))
+    assert (tmp_path / "season_2022.html").exists()
