@@ -7,11 +7,13 @@ import importlib.util
 from pathlib import Path
 from textwrap import dedent
 
+import joblib
 import nbformat
 import pytest
 
-from workshop import ROOT, lesson, server
+from workshop import ROOT, lesson, registry, server
 from workshop.forecaster import category
+from workshop.model import train
 
 NOTEBOOKS = sorted(Path(ROOT, "notebooks").glob("[0-9]*.ipynb"))
 PARTS = ["exercise", "check", "solution"]
@@ -71,6 +73,7 @@ BEFORE = {
         ian = {"time": "2022-09-27T12:00:00Z", "latitude": 22.6, "longitude": -83.6, "wind_kt": 100,
                "latitude_12h_ago": 20.8, "longitude_12h_ago": -83.3, "wind_kt_12h_ago": 85}""",
     "05": "import numpy as np, pandas as pd",
+    "06": "import functools, json, math, sys\nimport numpy as np, pandas as pd",
 }
 APP = """
 from fastapi import FastAPI
@@ -96,6 +99,12 @@ POST = "refused = requests.post(server.url + '/forecast', "
 GET = "@app.get('/category')\ndef get_category("
 WHO = "who_gets = "
 COUNT = "def disagreements(first, second):\n    return "
+WAIT = "def wait_ms(users, requests_per_s):\n    return "
+RUNG = "app, model = FastAPI(), kept_model()\n@app.post('/forecast')\n"
+ENDPOINT = "async def post_forecast(storm: Storm):\n    return "
+TABLE = "async def post_forecast(storm: Storm):\n    row = pd.DataFrame([storm.model_dump()])\n    return "
+ILL = "diagnosis = "
+WORKERS = "def workers_needed(requests_per_s, service_ms):\n    return "
 HARDEST = ("def hardest_storm(results):\n    truth = results.wind_kt_in_24h_observed\n"
            "    error = results.wind_kt_in_24h - truth\n    return ")
 
@@ -136,6 +145,7 @@ ANSWERS = {
                               SCORE + "-change_kt[examples.season == 2017].mean()"],
         "all_seasons": [SCORE + "change_kt.abs().mean()"],
         "wrong": [SCORE + "change_kt[examples.season == 2017].abs()", SCORE + "'15.0'",
+                  SCORE + "change_kt[examples.season == '2017'].abs()",  # no row at all
                   SCORE + "(change_kt[examples.season == 2017] ** 2).mean() ** 0.5",
                   SCORE + "change_kt[examples.season == 2016].abs().mean()", SCORE + "np.nan"],
     },
@@ -304,6 +314,115 @@ ANSWERS = {
         "wrong": [HARDEST + "error.abs().groupby(results.storm_id).mean().max()",
                   HARDEST + "'Bonnie'"],
     },
+    "06.1": {
+        "right": [WAIT + "1000 * users // requests_per_s",
+                  "wait_ms = lambda users, requests_per_s: np.float64(users) / (requests_per_s / 1e3)",
+                  "def wait_ms(users, requests_per_s):\n"
+                  "    one_ms = 1000 / requests_per_s\n"
+                  "    return sum(one_ms for _ in range(users))"],
+        "seconds": [WAIT + "users / requests_per_s", WAIT + "round(users / requests_per_s, 2)"],
+        "upside_down": [WAIT + "requests_per_s / users * 1000", WAIT + "requests_per_s / users"],
+        "one_user": [WAIT + "1000 / requests_per_s"],
+        "wrong": [WAIT + "users * requests_per_s", WAIT + "users / requests_per_s / 1000",
+                  WAIT + "users // requests_per_s * 1000", WAIT + "1 / requests_per_s",
+                  WAIT + "(users - 1) / requests_per_s * 1000",
+                  WAIT + "f'{1000 * users / requests_per_s} ms'",
+                  "def wait_ms(users, requests_per_s):\n    print(1000 * users / requests_per_s)"],
+        "error": ["def wait_ms(users):\n    return users * 10", "wait_ms = 640", WAIT + "user / 0"],
+    },
+    "06.2": {
+        "right": [RUNG + ENDPOINT + "forecast(storm, model)",
+                  "from workshop import registry\nfrom workshop.forecaster import Forecast\n"
+                  "api = FastAPI(title='Mine')\nkept = registry.load()\n"
+                  "@api.post('/forecast', response_model=Forecast)\n"
+                  "async def answer(case: Storm):\n    return forecast(case, kept).model_dump()\napp = api",
+                  "class Rung:\n"
+                  "    def __init__(self):\n        self.model = kept_model()\n"
+                  "    async def post(self, storm: Storm):\n        return forecast(storm, self.model)\n"
+                  "app = FastAPI()\napp.add_api_route('/forecast', Rung().post, methods=['POST'])",
+                  "from fastapi import APIRouter\nrouter, model = APIRouter(), kept_model()\n"
+                  "@router.post('/forecast')\n" + ENDPOINT + "forecast(storm, model)\n"
+                  "app = FastAPI()\napp.include_router(router)",
+                  "def logged(function):\n"
+                  "    @functools.wraps(function)\n"
+                  "    async def both(*args, **kwargs):\n        return await function(*args, **kwargs)\n"
+                  "    return both\n" + RUNG + "@logged\n" + ENDPOINT + "forecast(storm, model)",
+                  RUNG + "async def post_forecast(storm: Storm):\n    answer = forecast(storm, model)\n"
+                  "    return {'wind_kt': answer.wind_kt, 'low': answer.wind_kt_low}"],
+        "still_a_table": [RUNG + TABLE + "forecast(storm, model)",
+                          RUNG + TABLE + "forecast(Storm(**row.iloc[0]), model)",
+                          RUNG + TABLE.removeprefix("async ") + "forecast(storm, model)",
+                          RUNG + "def post_forecast(storm: Storm):\n"  # two of the four lines are done
+                          "    row = pd.DataFrame([storm.model_dump()])\n"
+                          "    wind = model.predict(features(row)).iloc[0]\n"
+                          "    return wind.round(2).to_dict()",
+                          "from pandas import DataFrame\n" + RUNG + "async def post_forecast(storm: Storm):\n"
+                          "    return forecast(DataFrame([dict(storm)]), model)"],
+        "plain_def": [RUNG + ENDPOINT.removeprefix("async ") + "forecast(storm, model)",
+                      RUNG + "@functools.lru_cache\n" + ENDPOINT.removeprefix("async ") + "keep(storm)\n"
+                      "Storm.__hash__ = object.__hash__\nkeep = lambda storm: forecast(storm, model)"],
+        "loads_each_time": [RUNG + ENDPOINT + "forecast(storm, kept_model())",
+                            RUNG + "def post_forecast(storm: Storm):\n"
+                            "    import workshop.registry\n"
+                            "    return forecast(storm, workshop.registry.load())"],
+        "status_404": [RUNG.replace("/forecast", "/forecasts") + ENDPOINT + "forecast(storm, model)",
+                       "app, model = FastAPI(), kept_model()\n" + ENDPOINT + "forecast(storm, model)"],
+        "status_405": [RUNG.replace("post", "get") + ENDPOINT + "forecast(storm, model)"],
+        "status_422": [RUNG + "async def post_forecast(storms: list[Storm]):\n"
+                       "    return forecast(storms[0], model)",
+                       RUNG + "async def post_forecast(storm: Storm, model):\n"
+                       "    return forecast(storm, model)"],
+        "status_500": [RUNG.replace("kept_model()", "joblib.load('../results/model.joblib')")
+                       + ENDPOINT + "forecast(storm, model)",
+                       RUNG + ENDPOINT + "forecast(storm)",
+                       RUNG + ENDPOINT + "model.predict(features(storm))"],
+        "wrong": [RUNG + ENDPOINT + "[forecast(storm, model)]",
+                  RUNG + "async def post_forecast(storm: Storm) -> list:\n    return forecast(storm, model)",
+                  RUNG + ENDPOINT + "{'wind_kt': forecast(storm, model)}",
+                  RUNG + ENDPOINT + "{'forecast': forecast(storm, model)}",
+                  RUNG + ENDPOINT + "{'wind_kt': None}",
+                  RUNG + ENDPOINT + "{'wind_kt': storm.wind_kt}",
+                  RUNG + ENDPOINT + "forecast(storm, model).model_dump_json()",
+                  RUNG + ENDPOINT + "forecast(storm, model).category",
+                  RUNG + ENDPOINT + "float(forecast(storm, model).wind_kt)",
+                  RUNG + ENDPOINT.replace("return ", "") + "forecast(storm, model)",
+                  RUNG + ENDPOINT + "{'wind_kt': str(forecast(storm, model).wind_kt)}"],
+        "error": ["app = 'http://127.0.0.1:8000'", "app = post_forecast"],
+    },
+    "06.3": {
+        "right": [ILL + "dict(zip('CBA', ('THREADS', 'Loads', 'waits')))",
+                  ILL + "{'A': 'waits', 'B': 'loads', 'C': 'threads', 'rung 0': 'tables'}"],
+        "A": [ILL + "{'A': 'loads', 'B': 'waits', 'C': 'threads'}",
+              ILL + "{'A': 'threads', 'B': 'threads', 'C': 'threads'}", ILL + "{'A': ''}"],
+        "B": [ILL + "{'A': 'waits', 'B': 'threads', 'C': 'loads'}", ILL + "{'A': 'waits', 'B': 'waits'}"],
+        "C": [ILL + "{'A': 'waits', 'B': 'loads', 'C': 'loads'}"],
+        "error": [ILL + "{'A': 'waits', 'B': 'loads'}", ILL + "['waits', 'loads', 'threads']",
+                  ILL + "{'a': 'waits', 'b': 'loads', 'c': 'threads'}", ILL + "{'A': None}",
+                  ILL + "{'A': ['waits'], 'B': ['loads'], 'C': ['threads']}", ILL + "'waits loads threads'"],
+    },
+    "06.4": {
+        "right": [WORKERS + "int(np.ceil(requests_per_s * service_ms / 1000 * 1.5))",
+                  WORKERS + "math.ceil(requests_per_s / (2 / 3 * 1000 / service_ms))",
+                  "def workers_needed(requests_per_s, service_ms):\n"
+                  "    workers = 1\n"
+                  "    while requests_per_s / workers > 1000 / service_ms * 2 / 3:\n        workers += 1\n"
+                  "    return float(workers)"],
+        "no_headroom": [WORKERS + "math.ceil(requests_per_s * service_ms / 1000)",
+                        WORKERS + "requests_per_s * service_ms / 1000"],
+        "not_whole": [WORKERS + "requests_per_s * service_ms / 1000 / (2 / 3)"],
+        "rounded_down": [WORKERS + "int(requests_per_s * service_ms / 1000 * 1.5)",
+                         WORKERS + "round(requests_per_s * service_ms / 1000 * 1.5)",
+                         WORKERS + "max(1, round(requests_per_s * service_ms / 1000 * 1.5))",
+                         WORKERS + "max(1, int(requests_per_s * service_ms / 1000 * 1.5))"],
+        "milliseconds": [WORKERS + "math.ceil(requests_per_s * service_ms / (2 / 3))"],
+        "wrong": [WORKERS + "math.ceil(requests_per_s * service_ms / 1000 * (2 / 3))",
+                  WORKERS + "math.ceil(requests_per_s / service_ms / 1000 / (2 / 3))",
+                  WORKERS + "'15'", WORKERS + "[15, 1, 2]", WORKERS + "math.inf",
+                  "def workers_needed(requests_per_s, service_ms):\n"
+                  "    print(math.ceil(requests_per_s * service_ms / 1000 / (2 / 3)))"],
+        "error": [WORKERS + "math.ceil(requests_per_s * cost_ms / 1000 / (2 / 3))",
+                  "workers_needed = 15", WORKERS + "requests_per_s / 0"],
+    },
 }
 CASES = [(number, mistake, text)
          for number in ANSWERS for mistake, texts in ANSWERS[number].items() for text in texts]
@@ -319,6 +438,20 @@ def live_server(tmp_path_factory):
     started = server.launch(module.app, name="exercise_app")
     yield started
     server._running.pop("exercise_app").stop()
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """A course's folder as notebook 06 finds it: the estimators it has kept in results, and models."""
+    folder = tmp_path_factory.mktemp("course")
+    for name in ("notebooks", "results"):
+        (folder / name).mkdir()
+    model = train(lesson.examples())
+    joblib.dump(model, folder / "results" / "model.joblib")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKSHOP_MODEL_DIR", str(folder / "models"))
+        registry.promote(registry.save(model, lesson.examples()), "the first one")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -351,12 +484,16 @@ class Learner:
 
 
 @pytest.fixture
-def learner(befores, request):
+def learner(befores, request, monkeypatch):
     """Begin an exercise with its starter run, in a fresh kernel."""
     def begin(number):
         names = befores[number[:2]]
         if number == "04.1":
             names = names | {"server": request.getfixturevalue("live_server"), "ian": dict(names["ian"])}
+        if number[:2] == "06":
+            folder = request.getfixturevalue("course")
+            monkeypatch.chdir(folder / "notebooks")
+            monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(folder / "models"))
         person = Learner(number, names)
         exec(person.starter, person.names)
         return person
@@ -368,7 +505,7 @@ def learner(befores, request):
 # --- the form ---
 
 def test_the_checks_and_the_notebooks_know_the_same_exercises_and_each_notebook_has_two():
-    assert sorted(EXERCISES) == sorted(lesson.EXERCISES) == sorted(ANSWERS)
+    assert sorted(EXERCISES) == sorted(lesson.EXERCISES) == sorted(lesson.WORDS) == sorted(ANSWERS)
     for number, (notebook, *_) in EXERCISES.items():
         assert number[:2] == notebook[:2]
     for notebook in BEFORE:
@@ -408,11 +545,13 @@ def test_an_answer_gets_what_fits_it(number, mistake, text, learner):
     assert (result.mistake or "right") == mistake, result
     assert result.accepted == lesson.accepted(number) == (mistake == "right")
     assert "{}" not in result.text
+    if mistake == "error":  # it ends with the error's own words: there should be some
+        assert result.text.strip()[-1] != ":" and "StopIteration" not in result.text
 
 
 @each_exercise
 def test_every_mistake_that_a_check_names_is_tried_and_has_its_own_hint(number):
-    words = lesson.EXERCISES[number][1]
+    words = lesson.COMMON | lesson.WORDS[number]
     named = words.keys() - lesson.COMMON.keys() - {"right", "wrong"}
     assert len(named) >= 2 and named <= ANSWERS[number].keys() <= words.keys()
     assert len(ANSWERS[number]["right"]) >= 2
@@ -436,6 +575,12 @@ def test_an_answer_that_was_accepted_outlives_the_solution_and_a_wrong_one_does_
     exec(person.starter, person.names)
     assert not person.run("").accepted
     assert person.run(person.solution).accepted and person.answer is not mine
+
+
+def test_a_dict_of_which_a_part_is_still_to_be_filled_in_is_not_yet(learner):
+    for number, text in (("05.1", WHO + "{'ship': 'model', 'newspaper': ..., 'app': ...}"),
+                         ("06.3", ILL + "{'A': 'loads', 'B': 'waits', 'C': ...}")):
+        assert learner(number).run(text).mistake == "untouched"
 
 
 # --- checks never raise, whatever the answer is or does ---

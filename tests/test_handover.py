@@ -120,6 +120,12 @@ def test_the_scores_on_the_card_are_those_of_the_file(file, examples):
     assert rows["all"]["model_kt"] < rows["all"]["linear_kt"] < rows["all"]["persistence_kt"]
 
 
+def test_in_season_2022_alone_persistence_was_better_than_the_model(file):
+    """The story of notebooks 02 and 05: fifteen storms prove nothing, for a model or against it."""
+    season, = (row for row in file.card["scores"] if row["group"] == "season 2022")
+    assert season["persistence_kt"] < season["model_kt"]
+
+
 def test_the_examples_on_the_card_are_real_storms_that_can_be_forecast(file, examples):
     for card in file.card["examples"]:
         wind_kt, time = card["storm"]["wind_kt"], card["storm"]["time"]

@@ -163,6 +163,15 @@ def test_no_network_gets_a_clear_line_and_the_next_attempt_goes_on(checkout, sur
 
 
 @pytest.mark.campaign
+def test_where_the_fast_installer_cannot_work_pip_goes_on(checkout, surroundings):
+    broken = {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple", "UV_NO_CACHE": "1", "UV_HTTP_RETRIES": "0"}
+    answer = workshop(checkout, "setup", env=surroundings | broken, python=bare())
+    assert answer.returncode == 0, answer
+    assert "The fast installer uv does not work here: going on with pip, which is slower." in answer.stdout
+    assert installed(checkout)
+
+
+@pytest.mark.campaign
 @pytest.mark.skipif(os.name == "nt", reason="Debian's Python is not for Windows")
 def test_a_python_without_ensurepip_gets_the_line_that_mends_it(checkout, surroundings, tmp_path):
     stdlib = Path(sysconfig.get_path("stdlib"))

@@ -34,15 +34,6 @@ def call(arguments):
     return subprocess.call([PYTHON] + arguments, env=ENV) == 0
 
 
-def one_at_a_time():
-    """Wait for any other set-up in this folder. The system frees the lock when its holder has ended."""
-    handle = LOCK.open("a")
-    if os.name != "nt":  # Windows has no flock: there, nothing keeps two set-ups apart
-        import fcntl
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    return handle
-
-
 def make():
     """Make .venv from nothing. Raises SystemExit with what to do, or another error with what went wrong."""
     import venv
@@ -81,7 +72,10 @@ def main(args):
         print("The course's environment: %s (once: up to a minute, 0.9 GB)" % VENV, flush=True)
         check = IMPORT + "doctor import lacking; sys.exit(', '.join(lacking()) or None)"
         try:
-            with one_at_a_time():
+            with LOCK.open("a") as lock:
+                if os.name != "nt":  # Windows has no flock: there, nothing keeps two set-ups apart
+                    import fcntl
+                    fcntl.flock(lock, fcntl.LOCK_EX)
                 if not finished() or (setup and not call(["-c", check, ROOT])):
                     make()
         except (OSError, ValueError, subprocess.CalledProcessError) as error:

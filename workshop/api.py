@@ -1,13 +1,11 @@
 """The production API: the function, and what a service needs beside it; the verb `serve` runs it."""
 import asyncio
 import hmac
-import json
 import os
 import re
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
-from itertools import count, repeat
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +19,7 @@ from pydantic_core import to_json
 
 from workshop import records, registry
 from workshop.forecaster import Forecast, Storm, forecasts
-from workshop.web import ForwardedPrefix, clear_refusals, offline_docs
+from workshop.web import for_browsers
 
 MOST_BYTES, MOST_STORMS, MOST_SECONDS = 1_000_000, 1000, 10  # of one request: body, batch, wait for its body
 REFUSED = 400, 401, 408, 413, 422, 503  # what an answer's status may be beside 200
@@ -56,9 +54,9 @@ class Service:
 
     def __init__(self):
         self.log = records.Writer(records.log_folder(), "forecasts")
-        self.waiting, self.done = [], []  # requests that wait for an answer; that have it, but are in no book
-        self.refused = None  # the version that should be in use, and can't be
-        self.use(registry.kept_model(say_event))
+        self.cases, self.done = [], []  # storms that wait for an answer; requests that have it
+        self.answers = self.refused = None  # a task for all of those; the version that can't be used
+        self.use(registry.kept_model(lambda text: say({"event": text})))
 
     def use(self, model):
         """Answer with this model from the next request on."""
@@ -67,121 +65,101 @@ class Service:
 
     async def answer(self, storms, request):
         """Return the forecasts for one request's storms, once they are in the log."""
-        loop = asyncio.get_running_loop()
-        if not self.waiting:
-            loop.call_soon(self._answer_all)
-        self.waiting.append((storms, request.scope["head"].encode(), answers := loop.create_future()))
-        return await answers
+        if not self.answers or self.answers.done():
+            self.answers = asyncio.create_task(self._answer_all())
+        first = len(self.cases)
+        self.cases += [(request.scope["head"], storm) for storm in storms]
+        return (await self.answers)[first:first + len(storms)]
 
-    def _answer_all(self):
-        waiting, self.waiting = self.waiting, []
+    async def _answer_all(self):
+        cases, self.cases = self.cases, []
+        answers = forecasts([storm for _, storm in cases], self.model)
         try:
-            answers = iter(forecasts([storm for storms, _, _ in waiting for storm in storms], self.model))
-            results = [[next(answers) for _ in storms] for storms, _, _ in waiting]
-            lines = [b'%b, "storm": %b, "forecast": %b}\n' % (head, to_json(storm), to_json(answer))
-                     for (storms, head, _), result in zip(waiting, results)
-                     for storm, answer in zip(storms, result)]
-            self.log.write(b"".join(lines))
+            self.log.write(b"".join(to_json(head | {"storm": storm, "forecast": answer}) + b"\n"
+                                    for (head, storm), answer in zip(cases, answers)))
         except OSError as error:
             reason = f"No forecast without a record of it, and the log can't be written: {error}."
-            results = repeat(HTTPException(503, reason))
-        except Exception as error:
-            results = repeat(error)
-        for (_, _, future), result in zip(waiting, results):
-            if isinstance(result, Exception):
-                future.cancelled() or future.set_exception(result)
-                continue
-            future.cancelled() or future.set_result(result)
-            for kind, times in Counter(answer.category for answer in result).items():
-                FORECASTS.labels(kind, result[0].model_version).inc(times)
+            raise HTTPException(503, reason) from None
+        for category, times in Counter(answer.category for answer in answers).items():
+            FORECASTS.labels(category, self.model.version).inc(times)
+        return answers
 
     def keep_books(self):
         """Count and time the requests that have their answers, and print a line of each."""
         done, self.done = self.done, []
-        for head, method, path, status, seconds in done:
-            REQUESTS.labels(method, path, status).inc()
-            SECONDS.labels(path).observe(seconds)
-        say("".join(f'{head}, "method": "{method}", "path": "{path}", "status": {status}, '
-                    f'"milliseconds": {1000 * seconds:.2f}}}\n'
-                    for head, method, path, status, seconds in done))
+        for line in done:
+            REQUESTS.labels(line["method"], line["path"], line["status"]).inc()
+            SECONDS.labels(line["path"]).observe(line["milliseconds"] / 1000)
+        say(*done)
 
     async def look_around(self):
         """For ever: keep the books, and use the version that the registry names; a damaged one is refused."""
         while True:
             await asyncio.sleep(0.2)
-            self.keep_books()
             wanted = self.model.version
             try:
+                self.keep_books()
                 wanted = registry.current() or wanted
                 if wanted not in (self.model.version, self.refused):
                     self.use(await asyncio.to_thread(registry.load, wanted))
-            except Exception as error:  # whatever is wrong with it: go on with what we have
+            except Exception as error:  # whatever is wrong: go on with what we have
                 if wanted != self.model.version:
-                    say_event(f"version refused: {error}")
+                    say({"event": f"version refused: {error}"})
             self.refused = wanted if wanted != self.model.version else None
 
+    def observed(self, app):
+        """ASGI middleware: give each request an id and limits, log refusals, note what becomes of it."""
+        async def observe(scope, receive, send):
+            if scope["type"] != "http":
+                return await app(scope, receive, send)
+            begin, headers, status, size = time.perf_counter(), dict(scope["headers"]), 500, 0
+            path = lambda: getattr(scope.get("route"), "path", "other")  # the API's own, not what was asked
+            deadline = asyncio.get_running_loop().time() + MOST_SECONDS
+            request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+            if not re.fullmatch(r"[\w.:-]{1,100}", request_id, re.ASCII):
+                request_id = os.urandom(8).hex()
+            client = headers.get(b"x-client", b"").decode("latin-1")[:100] or None
+            # What every line about this request begins with, in the forecast log as in the service's own.
+            head = scope["head"] = {"at": records.utc_now(), "request_id": request_id, "client": client}
 
-def say(lines):
-    """Print lines of the service's own log."""
-    with suppress(OSError):  # nobody listens any more: no reason to fail
-        print(lines, end="", flush=True)
+            async def receive_within_limits():
+                nonlocal size
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        message = await receive()
+                except TimeoutError:
+                    reason = f"The body did not come within {MOST_SECONDS} seconds."
+                    raise HTTPException(408, reason) from None
+                size += len(message.get("body", b""))
+                if size > MOST_BYTES:
+                    raise HTTPException(413, f"A body has at most {MOST_BYTES:,} bytes: send fewer storms.")
+                return message
 
+            async def send_with_id(message):
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                    message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                    if status in REFUSED and scope["method"] == "POST":
+                        line = records.line(**head, path=path(), status=status, refused=scope.get("refused"))
+                        with suppress(OSError):  # an answer must be in the log; a refusal is in our own, too
+                            self.log.write(line)
+                await send(message)
 
-def say_event(text):
-    """Print what happened, in a line of its own."""
-    say(records.line(at=records.utc_now(), event=text).decode())
-
-
-class Observe:
-    """ASGI middleware: gives each request an id and limits, logs refusals, and notes what becomes of it."""
-
-    def __init__(self, app, service):
-        self.app, self.service = app, service
-        self.prefix, self.numbers = os.urandom(6).hex(), count(1)
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        begin, headers, status, size = time.perf_counter(), dict(scope["headers"]), 500, 0
-        path = lambda: getattr(scope.get("route"), "path", "other")  # the API's own, not the text that came
-        deadline = asyncio.get_running_loop().time() + MOST_SECONDS
-        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        client = headers.get(b"x-client", b"").decode("latin-1")[:100] or None
-        if not re.fullmatch(r"[\w.:-]{1,100}", request_id, re.ASCII):
-            request_id = f"{self.prefix}-{next(self.numbers)}"
-        # The beginning of every line about this request, in the forecast log as in the service's own.
-        head = scope["head"] = (f'{{"at": "{records.utc_now()}", "request_id": "{request_id}", '
-                                f'"client": {json.dumps(client)}')
-
-        async def receive_within_limits():
-            nonlocal size
             try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                raise HTTPException(408, f"The body did not come within {MOST_SECONDS} seconds.") from None
-            size += len(message.get("body", b""))
-            if size > MOST_BYTES:
-                raise HTTPException(413, f"A body has at most {MOST_BYTES:,} bytes: send fewer storms.")
-            return message
+                await app(scope, receive_within_limits, send_with_id)
+            finally:
+                milliseconds = round(1000 * (time.perf_counter() - begin), 2)
+                self.done.append(head | {"method": scope["method"], "path": path(), "status": status,
+                                         "milliseconds": milliseconds})
+        return observe
 
-        async def send_with_id(message):
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-                if status in REFUSED and scope["method"] == "POST":
-                    with suppress(OSError):  # an answer must be in the log; a refusal is in our own, too
-                        refused = json.dumps(scope.get("refused"))
-                        self.service.log.write(f'{head}, "path": "{path()}", "status": {status}, '
-                                               f'"refused": {refused}}}\n'.encode())
-            await send(message)
 
-        try:
-            await self.app(scope, receive_within_limits, send_with_id)
-        finally:
-            seconds = time.perf_counter() - begin
-            self.service.done.append((head, scope["method"], path(), status, seconds))
+def say(*lines):
+    """Print lines of the service's own log; where a line does not say `at` what time, it is now."""
+    with suppress(OSError):  # nobody listens any more: no reason to fail
+        now = {"at": records.utc_now()}
+        print(*(records.line(**now | line).decode() for line in lines), sep="", end="", flush=True)
 
 
 def create_app() -> FastAPI:
@@ -250,6 +228,5 @@ def create_app() -> FastAPI:
     words = {name: f"{field['description']}: {field['minimum']:g} to {field['maximum']:g}"
              for name, field in ((name, field.get("anyOf", [field])[0]) for name, field
                                  in Storm.model_json_schema()["properties"].items()) if "minimum" in field}
-    app.add_middleware(Observe, service=service)
-    app.add_middleware(ForwardedPrefix)
-    return offline_docs(clear_refusals(app, words))
+    app.add_middleware(service.observed)
+    return for_browsers(app, words)

@@ -6,24 +6,15 @@ import shutil
 import signal
 import sys
 import time
+import tomllib
 from pathlib import Path
 from urllib.parse import quote, urljoin
 from workshop import ROOT, doctor
 from workshop.__main__ import hand_over
 
-VERBS = {"setup": "Make or repair the environment and the course's kernel (every verb does so on first use).",
-         "lab": "Open the course in JupyterLab, or print a link to it where a Jupyter runs already.",
-         "test": "Run the tests, every notebook included; arguments go to pytest.",
-         "run": "Execute notebooks from end to end; write executed copies and a report.",
-         "serve": "Serve the model as the production API, on this machine; Ctrl-C stops it.",
-         "doctor": "Say whether this workspace is ready, with a fix for each thing that is not."}
-EXAMPLES = {"lab": "lab --no-browser", "test": "test -x -k storms", "run": "run 02 04 --output runs/today",
-            "serve": "serve --port 8000 --workers 2"}
+VERBS = tomllib.loads(Path(__file__).with_name("verbs.toml").read_text(encoding="utf-8"))
 KERNEL, TITLE = "production-ml", "Production ML workshop"
 NOTEBOOKS, START = Path(ROOT, "notebooks"), Path(ROOT, "my_work", "00_start_here.ipynb")
-CONTENTS_OPEN = {"metadata": {"id": "default"}, "data": {"layout-restorer:data": {
-    "left": {"collapsed": False, "current": "@jupyterlab/toc:plugin"}}}}
-OVERRIDES = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
 
 
 def put_kernel():
@@ -58,33 +49,28 @@ def learners_copy():
     print(f"Your copy of the course is in {START.parent}. What is there already is never overwritten.")
 
 
-def show_link(base):
-    """Print the link to the learner's copy in the Jupyter that runs here; returns 1 if that can't show it."""
-    root, start = Path(os.environ.get("JUPYTER_SERVER_ROOT", "~")).expanduser().resolve(), START.resolve()
-    if not start.is_relative_to(root):
-        print(f"Jupyter runs here already, but shows only {root}. Move {ROOT} into it; then run this there.")
-        return 1
-    inside = start.relative_to(root).as_posix()
-    link = urljoin(base, "lab/tree/" + quote(inside))
-    how = "put after your workspace's host" if link.startswith("/") else "open"
-    print(f"Jupyter runs here already, so nothing was started. In your browser, {how}\n\n    {link}\n\n"
-          f"or, in the file browser, {inside}. If you are asked for a kernel, choose: {TITLE}.")
-    return 0
-
-
 def lab(port, browser):
-    """Open the learner's copy in JupyterLab, as this process; in a Jupyter that runs already, by a link."""
+    """Open the learner's copy in JupyterLab, as this process; in a Jupyter that runs already, print a link.
+
+    Returns 1 where that Jupyter can't show it.
+    """
     learners_copy()
     env = os.environ  # few hubs tell their public address; the last one is told in JupyterLab's terminals
     hub = env.get("JUPYTERHUB_PUBLIC_URL") or env.get("JUPYTERHUB_SERVICE_PREFIX")
     if base := hub or env.get("JUPYTER_SERVER_URL"):
-        return show_link(base)
+        root, start = Path(env.get("JUPYTER_SERVER_ROOT", "~")).expanduser().resolve(), START.resolve()
+        if not start.is_relative_to(root):
+            print(f"Jupyter runs here already, but shows only {root}. Move {ROOT} into it; run this there.")
+            return 1
+        inside = start.relative_to(root).as_posix()
+        link = urljoin(base, "lab/tree/" + quote(inside))
+        how = "put after your workspace's host" if link.startswith("/") else "open"
+        print(f"Jupyter runs here already, so nothing was started. In your browser, {how}\n\n    {link}\n\n"
+              f"or, in the file browser, {inside}. If you are asked for a kernel, choose: {TITLE}.")
+        return 0
     settings = Path(ROOT, ".workshop", "jupyter")  # the user's own stay as they are
-    (settings / "labconfig").mkdir(parents=True, exist_ok=True)
-    (settings / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(OVERRIDES))
-    if not (settings / "lab" / "workspaces").exists():  # later, Lab opens as the learner left it
-        from jupyterlab_server.workspaces_handler import WorkspacesManager
-        WorkspacesManager(str(settings / "lab" / "workspaces")).save("default", json.dumps(CONTENTS_OPEN))
+    if not (settings / "lab").exists():  # it asks for no news, and opens with the contents; later, as left
+        shutil.copytree(Path(__file__).with_name("jupyter"), settings, dirs_exist_ok=True)
     options = {"ServerApp.ip": "localhost", "ServerApp.port": port, "ServerApp.open_browser": browser,
                "ServerApp.root_dir": ROOT, "LabApp.default_url": "/lab/tree/my_work/" + START.name,
                "ServerApp.answer_yes": True, "ServerApp.allow_root": True, "Application.log_level": 30}
@@ -93,23 +79,10 @@ def lab(port, browser):
               env | {"JUPYTER_CONFIG_DIR": str(settings)})
 
 
-def execute(path, copy):
-    """Run a notebook and write the executed copy; returns "ok", or in one line why it failed."""
-    import papermill
-    try:
-        papermill.execute_notebook(path, copy, cwd=path.parent, kernel_name=KERNEL,
-                                   progress_bar={"desc": path.stem})
-    except papermill.PapermillExecutionError as fault:
-        last = f"{fault.ename}: {fault.evalue}".strip().splitlines()[-1]
-        return f"FAILED in cell {fault.cell_index + 1}: {last}"
-    except Exception as fault:  # a dead kernel, a damaged file: the other notebooks still get their turn
-        return f"FAILED: {type(fault).__name__}: " + " ".join(str(fault).split())
-    return "ok"
-
-
 def run(names, output):
     """Execute notebooks, each in its own kernel; returns 1 if one failed, 2 if there is no such notebook."""
     import pandas as pd
+    import papermill
     there = {path.stem: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
     names = {Path(name).stem.zfill(2) for name in names}
     if wrong := names - set(there) - {stem[:2] for stem in there}:
@@ -119,14 +92,21 @@ def run(names, output):
     output.mkdir(parents=True, exist_ok=True)
     rows = []
     for stem, path in there.items():
-        if not names or {stem, stem[:2]} & names:
-            begin = time.perf_counter()
-            result = execute(path, output / path.name)
-            rows.append((stem, round(time.perf_counter() - begin, 1), result))
+        if names and not {stem, stem[:2]} & names:
+            continue
+        begin, result = time.perf_counter(), "ok"
+        try:
+            papermill.execute_notebook(path, output / path.name, cwd=path.parent, kernel_name=KERNEL,
+                                       progress_bar={"desc": stem})
+        except papermill.PapermillExecutionError as fault:
+            last = f"{fault.ename}: {fault.evalue}".strip().splitlines()[-1]
+            result = f"FAILED in cell {fault.cell_index + 1}: {last}"
+        except Exception as fault:  # a dead kernel, a damaged file: the other notebooks still get their turn
+            result = f"FAILED: {type(fault).__name__}: " + " ".join(str(fault).split())
+        rows.append((stem, round(time.perf_counter() - begin, 1), result))
     report = pd.DataFrame(rows, columns=["notebook", "seconds", "result"])
     pd.set_option("display.max_colwidth", None)  # an error's whole text
-    page = "<!doctype html><meta charset=utf-8><title>Notebooks</title>" + report.to_html(index=False)
-    (output / "report.html").write_text(page, encoding="utf-8")
+    report.to_html(output / "report.html", index=False, encoding="utf-8")
     print(report.to_string(index=False), f"\n\nMore in {output}")
     return int((report.result != "ok").any())
 
@@ -141,8 +121,7 @@ def serve(host, port, workers):
         return 1
     port = listener.getsockname()[1]  # another one where 0 was asked for: any that is free
     if host not in ("127.0.0.1", "localhost", "::1") and not os.environ.get("WORKSHOP_API_KEY"):
-        print(f"WARNING: at {host} others can reach this API, and it asks for no key: set WORKSHOP_API_KEY.",
-              file=sys.stderr)
+        print("WARNING: others can reach it, and it asks for no key: set WORKSHOP_API_KEY.", file=sys.stderr)
     print(f"The API is at {server.public_address(port)}/ until you press Ctrl-C.", file=sys.stderr)
     server.serve(listener, workers)
     return 0
@@ -152,9 +131,9 @@ def main(argv):
     """Run one verb with its arguments; returns the exit code."""
     top = argparse.ArgumentParser(prog="python3 -m workshop")
     verbs = top.add_subparsers(dest="verb", required=True)
-    part = {name: verbs.add_parser(name, help=text, description=text,
-                                   epilog=f"Example: {top.prog} {EXAMPLES.get(name, name)}")
-            for name, text in VERBS.items()}
+    part = {name: verbs.add_parser(name, help=verb["does"], description=verb["does"],
+                                   epilog=f"Example: {top.prog} {verb.get('example', name)}")
+            for name, verb in VERBS.items()}
     part["lab"].add_argument("--port", type=int, default=8888, help="the first to try; 8888 if not given")
     part["lab"].add_argument("--no-browser", action="store_true", help="only print the address")
     part["run"].add_argument("notebooks", nargs="*", metavar="NN", help="02, or 02_train_model; else all")

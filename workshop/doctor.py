@@ -28,9 +28,8 @@ def lacking():
 
 def limits(groups=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")):
     """CPUs, and GB of memory (inf: unknown), that this process may use: its container's, not its host's."""
-    def read(path):
-        words = path.read_text().split() if path.is_file() else ()
-        return [int(word) for word in words if word.isdigit()]  # "max" stands for: no limit
+    def read(path):  # "max" stands for: no limit
+        return [int(word) for word in path.read_text().split() if word.isdigit()] if path.is_file() else []
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = [float("inf")] if os.name == "nt" else [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     group = groups / own.read_text().rpartition("::")[2].strip("/\n") if own.exists() else groups

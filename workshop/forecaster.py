@@ -74,13 +74,13 @@ class Storm(BaseModel):
         east = (self.longitude - self.longitude_12h_ago) * math.cos(math.radians(self.latitude - north / 2))
         km = 111.2 * math.hypot(north, east)
         if km > MOST_KM:
-            words = ("A storm should move at most {most} km in 12 hours, this one moved {km} km; is the sign "
-                     "of a longitude lost (west is negative)?")
-            raise PydanticCustomError("impossible_motion", words, {"most": MOST_KM, "km": math.ceil(km)})
+            raise PydanticCustomError(
+                "impossible_motion", f"A storm should move at most {MOST_KM} km in 12 hours, this one moved "
+                f"{math.ceil(km)} km; is the sign of a longitude lost (west is negative)?")
         if not -MOST_LOSS_KT <= gain_kt <= MOST_GAIN_KT:
-            words = "A wind should change by -{loss} to {gain} knots in 12 hours, this one changed by {kt}"
-            limits = {"loss": MOST_LOSS_KT, "gain": MOST_GAIN_KT}
-            raise PydanticCustomError("impossible_gain", words, limits | {"kt": f"{gain_kt:g}"})
+            raise PydanticCustomError(
+                "impossible_gain", f"A wind should change by -{MOST_LOSS_KT} to {MOST_GAIN_KT} knots in 12 "
+                f"hours, this one changed by {gain_kt:g}")
         return self
 
 
@@ -133,8 +133,7 @@ class ModelFile:
 
     def predict(self, inputs) -> np.ndarray:
         """Return the wind in 24 hours, knots: columns low, middle, high, shape (n, 3), for (n, 9) inputs."""
-        inputs = np.asarray(inputs, dtype=np.float32)  # what it was trained on, too: see notebook 05
-        inputs = inputs.reshape(-1, len(FEATURES))
+        inputs = np.asarray(inputs, dtype=np.float32).reshape(-1, len(FEATURES))  # as it was trained: see 05
         return self._session.run(["wind_kt"], {"features": inputs})[0].astype(float)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import pandas as pd
 import skl2onnx
-from onnx import helper
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression
@@ -15,27 +14,7 @@ from sklearn.pipeline import make_pipeline
 from workshop.forecaster import FEATURES, INPUTS
 from workshop.model import PRESSURE, IntervalModel, features, strength
 
-# The versions of ONNX that the file is written in: as old as it can be, so that old runtimes read it.
-OPSETS, IR_VERSION = {"": 17, "ai.onnx.ml": 3}, 8
-# IntervalModel.predict once more, in ONNX's own words; the three changes come from the trees.
-INTERVAL = """<ir_version: 8, opset_import: ["": 17]>
-interval (float[n,9] features, float[n,1] low, float[n,1] middle, float[n,1] high) => (float[n,3] wind_kt)
-<int64[1] WIND = {{3}}, float STORM = {{34.0}}, float HURRICANE = {{64.0}}, float ZERO = {{0.0}},
- float WEAK_KT = {{{}}}, float STORM_KT = {{{}}}, float HURRICANE_KT = {{{}}}> {{
-    now = Gather<axis=1>(features, WIND)
-    below_storm = Less(now, STORM)
-    below_hurricane = Less(now, HURRICANE)
-    margin_if_strong = Where(below_hurricane, STORM_KT, HURRICANE_KT)
-    margin = Where(below_storm, WEAK_KT, margin_if_strong)
-    wind_middle = Add(now, middle)
-    wind_low = Add(now, low)
-    wider_low = Sub(wind_low, margin)
-    wider_high = Sum(now, high, margin)
-    ordered_low = Min(wider_low, wind_middle)
-    ordered_high = Max(wider_high, wind_middle)
-    winds = Concat<axis=1>(ordered_low, wind_middle, ordered_high)
-    wind_kt = Max(winds, ZERO)
-}}"""
+OPSETS = {"": 17, "ai.onnx.ml": 3}  # old, so that old runtimes read the file; in interval.onnx.txt, too
 STORMS = [("2022-Ian", "2022-09-27T12:00Z"), ("2021-Ida", "2021-08-28T12:00Z"),
           ("2012-Sandy", "2012-10-28T12:00Z"), ("2005-Katrina", "2005-08-27T12:00Z"),
           ("2005-Wilma", "2005-10-18T12:00Z")]  # real ones, for the API's docs and page
@@ -49,21 +28,20 @@ def score(model: IntervalModel, known: pd.DataFrame, later: pd.DataFrame) -> lis
     """
     linear = make_pipeline(SimpleImputer(), LinearRegression())
     linear.fit(features(known), known.wind_kt_in_24h - known.wind_kt)
+    truth, inputs = later.wind_kt_in_24h, features(later)
 
     def errors(inputs):
-        wind, truth = model.predict(inputs), later.wind_kt_in_24h
-        return pd.DataFrame({
-            "model_kt": (wind.middle - truth).abs(), "persistence_kt": (later.wind_kt - truth).abs(),
-            "linear_kt": (later.wind_kt + linear.predict(inputs) - truth).abs(),
-            "inside_interval": truth.between(wind.low, wind.high)})
+        wind, line = model.predict(inputs), later.wind_kt + linear.predict(inputs)
+        guesses = {"model_kt": wind.middle, "persistence_kt": later.wind_kt, "linear_kt": line}
+        table = pd.DataFrame({name: (guess - truth).abs() for name, guess in guesses.items()})
+        return table.assign(inside_interval=truth.between(wind.low, wind.high))
 
-    inputs = features(later)
-    table, blind = errors(inputs), errors(inputs.assign(**dict.fromkeys(PRESSURE, np.float32("nan"))))
+    table = errors(inputs)
     bands = "wind below 34 kt", "wind 34 to 63 kt", "wind 64 kt and more"
     groups = {"all": table, **{f"season {season}": rows for season, rows in table.groupby(later.season)},
               **{bands[band]: rows for band, rows in table.groupby(strength(later.wind_kt))},
-              "rapid intensification": table[later.wind_kt_in_24h - later.wind_kt >= 30],
-              "pressure unknown": blind}
+              "rapid intensification": table[truth - later.wind_kt >= 30],
+              "pressure unknown": errors(inputs.assign(**dict.fromkeys(PRESSURE, np.float32("nan"))))}
     return [{"group": name, "forecasts": len(rows), **rows.mean().round(3)}
             for name, rows in groups.items() if len(rows)]
 
@@ -89,25 +67,22 @@ def facts(model: IntervalModel, examples: pd.DataFrame, version: str) -> dict:
 
 def to_onnx(model: IntervalModel) -> onnx.ModelProto:
     """Return the model as one ONNX graph: `features`, float32 (n, 9), in; `wind_kt`, (n, 3), out."""
-    graph = onnx.parser.parse_model(INTERVAL.format(*map(float, model.margin_kt))).graph
-    trees = []
+    # IntervalModel.predict once more, in ONNX's own words; the changes low, middle, high come from the trees.
+    graph = (Path(__file__).parent / "interval.onnx.txt").read_text(encoding="utf-8")
+    proto = onnx.parser.parse_model(graph % tuple(map(float, model.margin_kt)))
     for name in ("low", "middle", "high"):
         part = skl2onnx.to_onnx(getattr(model, name), target_opset=OPSETS,
                                 initial_types=[("features", FloatTensorType([None, len(FEATURES)]))])
-        ensemble, = part.graph.node
-        ensemble.name = ensemble.output[0] = name
-        trees.append(ensemble)
-    whole = helper.make_graph([*trees, *graph.node], "forecast", graph.input[:1], graph.output,
-                              graph.initializer)
-    opsets = [helper.make_opsetid(*pair) for pair in OPSETS.items()]
-    proto = helper.make_model(whole, opset_imports=opsets, ir_version=IR_VERSION)
+        trees, = part.graph.node
+        trees.name = trees.output[0] = name
+        proto.graph.node.insert(0, trees)
     onnx.checker.check_model(proto)
     return proto
 
 
 def with_card(proto: onnx.ModelProto, card: dict) -> bytes:
     """Return the content of the file that is handed over: the graph, and the card in its metadata."""
-    helper.set_model_props(proto, {"card": json.dumps(card)})
+    onnx.helper.set_model_props(proto, {"card": json.dumps(card)})
     return proto.SerializeToString(deterministic=True)
 
 
@@ -116,8 +91,7 @@ def text(card: dict) -> str:
     line = ("| {group} | {forecasts} | {persistence_kt:.1f} | {linear_kt:.1f} | {model_kt:.1f} |"
             " {inside_interval:.0%} |")
     scores = [line.format(**row) for row in card["scores"]] or ["| no later season is known | | | | | |"]
-    row = "17, 22.6, -83.6, 100, 15, 963, -2, 1.8, -0.277"  # Ian on 27 September 2022, 12 UTC
     units = ["| `{name}` | {unit} |".format(**feature) for feature in card["features"]]
     template = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
-    return template.format(**card["training"], version=card["version"], answers=card["answers"], row=row,
-                       features="\n".join(units), scores="\n".join(scores))
+    return template.format(**card | card["training"] | {"features": "\n".join(units),
+                                                        "scores": "\n".join(scores)})

@@ -1,5 +1,6 @@
 """Figures that a projector, a colour-blind reader and a screen reader can take in."""
 import io
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,27 +9,18 @@ from IPython.display import Image
 from workshop.storms import load_coastline
 
 # Okabe and Ito's palette (2008), told apart with every common colour blindness, in print and on a projector.
-PALETTE = BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
+BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
-STYLE = {"figure.figsize": (9, 4.5), "figure.dpi": 100, "figure.facecolor": "white",
-         "axes.facecolor": "white", "savefig.facecolor": "white",
-         "font.size": 13, "axes.titlesize": 15, "axes.titlelocation": "left",
-         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-         "lines.linewidth": 2, "legend.framealpha": 0.9, "date.converter": "concise",
-         "figure.constrained_layout.use": True, "axes.prop_cycle": plt.cycler(color=PALETTE)}
-WIND_STEPS_KT = (0, 34, 64, 96, 200)  # depression, tropical storm, hurricane, major hurricane
-WIND_COLOURS = ("#B8C4D0", SKY, ORANGE, RED)
+WIND_COLOURS = ("#B8C4D0", SKY, ORANGE, RED)  # depression, tropical storm, hurricane, major hurricane
 
 
 def use_style():
     """Use the course's figure style for every figure from here on."""
-    plt.rcParams.update(STYLE)
+    plt.style.use(Path(__file__).with_name("course.mplstyle"))
 
 
 def show(figure, alt: str) -> Image:
     """Return the figure as a picture that carries `alt`, the text for those who cannot see it."""
-    if not alt.strip():
-        raise ValueError("alt is empty: say in a sentence what the figure shows")
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     plt.close(figure)
@@ -47,7 +39,7 @@ def basin_map(axes, west=-100, east=0, south=5, north=60):
 def draw_track(axes, track):
     """Draw one storm's track on `axes`, its records coloured by the strength of the wind."""
     axes.plot(track.longitude, track.latitude, color="#555555", linewidth=1, zorder=2)
-    colour = np.array(WIND_COLOURS)[np.digitize(track.wind_kt, WIND_STEPS_KT[1:-1])]
+    colour = np.array(WIND_COLOURS)[np.digitize(track.wind_kt, (34, 64, 96))]
     axes.scatter(track.longitude, track.latitude, c=colour, s=28, zorder=3, edgecolor="#333333", lw=0.4)
 
 

@@ -46,15 +46,12 @@ class Writer:
 
     def write(self, lines: bytes):
         """Add the lines, all or none. Raises OSError where that fails: disk full, folder not writable."""
-        if self._file is not None and os.fstat(self._file).st_nlink == 0:  # somebody has deleted it
-            os.close(self._file)
-            self._file = None
-        if self._file is None:
+        if self._file is None or os.fstat(self._file.fileno()).st_nlink == 0:  # somebody has deleted it
             self._folder.mkdir(parents=True, exist_ok=True)
             name = f"{self._name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}.jsonl"
-            mode = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
-            self._file = os.open(self._folder / name, mode, 0o644)
-        written = os.write(self._file, lines)
+            self._file = open(self._folder / name, "xb", buffering=0)  # which closes a deleted one
+        written = self._file.write(lines)
         if written < len(lines):
-            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            self._file.seek(-written, os.SEEK_CUR)
+            self._file.truncate()
             raise OSError(f"only {written} of {len(lines)} bytes could be written")

@@ -10,10 +10,13 @@ import itertools
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from workshop import ROOT, records
 from workshop.forecaster import ModelFile
+
+FILES = "model.onnx", "card.md", "SHA256SUMS"
 
 
 class RegistryError(ValueError):
@@ -68,18 +71,16 @@ def save(model, examples, version=None, reason="trained") -> str:
     again is no new version; another one under a name that is taken gets a number, as in 1975-2014.2.
     """
     from workshop import handover  # only here: what just reads models does without scikit-learn
-
     base, graph = version or model.version, handover.to_onnx(model)
     if not re.fullmatch(r"\w[\w.-]*", base, re.ASCII) or base.endswith(".jsonl"):
         raise RegistryError(f"A version is called by letters, digits, dots and dashes, not {base!r}.")
-    card = handover.facts(model, examples, base)
+    card, part = handover.facts(model, examples, base), folder() / f".part-{os.getpid()}"
     for name in (f"{base}.{number}" if number > 1 else base for number in itertools.count(1)):
         card["version"] = name
         files = {"model.onnx": handover.with_card(graph, card), "card.md": handover.text(card).encode()}
-        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in files.items())
-        part = folder() / f".part-{os.getpid()}"
+        files["SHA256SUMS"] = _sums(files)
         part.mkdir(parents=True, exist_ok=True)
-        for file, content in {**files, "SHA256SUMS": sums.encode()}.items():
+        for file, content in files.items():
             (part / file).write_bytes(content)
         try:
             part.rename(folder() / name)  # in one step: nobody sees half a version
@@ -87,41 +88,35 @@ def save(model, examples, version=None, reason="trained") -> str:
             if not (folder() / name).exists():
                 raise
             shutil.rmtree(part)
-            if _intact(name) == files["model.onnx"]:
+            if _intact(name) == files:
                 return name
         else:
             _note("saved", name, reason)
             return name
 
 
+def _sums(files):
+    return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in FILES[:2]).encode()
+
+
 def _intact(version):
-    """Return the content of a version's file, None if it is not what was saved."""
-    place = folder() / version
-    try:
-        sums = dict(reversed(line.split("  ")) for line in (place / "SHA256SUMS").read_text().splitlines())
-        content = {file: (place / file).read_bytes() for file in ("model.onnx", "card.md")}
-        same = all(hashlib.sha256(content[file]).hexdigest() == sums[file] for file in content)
-    except (OSError, ValueError, KeyError):
-        return None
-    return content["model.onnx"] if same else None
+    """Return a version's files, their contents by name; None if they are not what was saved."""
+    with suppress(OSError):
+        files = {name: (folder() / version / name).read_bytes() for name in FILES}
+        return files if files["SHA256SUMS"] == _sums(files) else None
 
 
 def load(version=None) -> ModelFile:
     """Return a version, the one in use if none is named. Raises RegistryError if it is missing or damaged."""
     version = version or current()
-    if version is None:
-        raise RegistryError(f"No version is in use in {folder()}: promote one of {versions()}.")
     if version not in versions():
-        raise RegistryError(f"There is no version {version!r} in {folder()}; there are: "
-                            f"{', '.join(versions()) or 'none'}.")
-    content = _intact(version)
-    if content is None:
+        what = f"There is no version {version!r}" if version else "No version is in use"
+        raise RegistryError(f"{what} in {folder()}; there are: {', '.join(versions()) or 'none'}.")
+    files = _intact(version)
+    if not files:
         raise RegistryError(f"Version {version} is damaged: a file in {folder() / version} is not what was "
                             "saved (see SHA256SUMS there). Take it from a copy, or train and save it again.")
-    try:
-        model = ModelFile(content)
-    except ValueError as error:
-        raise RegistryError(f"Version {version}: {error}") from None
+    model = ModelFile(files["model.onnx"])
     if model.version != version:
         raise RegistryError(f"The folder {version} holds version {model.version}: name it so.")
     return model
@@ -151,12 +146,11 @@ def kept_model(say=print) -> ModelFile:
             model = load()
             say(f"Model {model.version}, kept earlier.")
             return model
-    except RegistryError as error:
+    except ValueError as error:
         say(f"{error}")
     say("No sound model is in use here: training one as in notebook 02, some seconds ...")
     from workshop.model import train
     from workshop.storms import build_examples, load_storms
-
     examples = build_examples(load_storms())
     version = save(train(examples), examples, reason="there was none")
     promote(version, "there was none")

@@ -3,10 +3,10 @@
 The other process sees no variable of the notebook: it gets the text of the app's cell and runs that. So it
 answers while the notebook computes, is spared by the interrupt button, and ends when the kernel is gone.
 """
+import asyncio
 import atexit
 import gc
 import html
-import importlib.util
 import json
 import linecache
 import multiprocessing
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from pathlib import Path
 
 from workshop import ROOT
@@ -36,49 +37,34 @@ class ServerError(RuntimeError):
         return [f"ServerError: {self}"]
 
 
-def launch(app, name="app"):
+def launch(app, name="app", access_log=True):
     """Run `app` in another process, wait until it answers, show its addresses and return its `Server`.
 
     The server launched before under this `name` is stopped and its port used again; the first takes port
-    8000; where that is taken, any free port. The app must stand as a whole in one cell or module file. Raises
-    ServerError if it does not, or if it is not ready within 30 seconds.
+    8000; where that is taken, any free port. With `access_log`, each request is a line in its log. The app
+    must stand as a whole in one cell or module file: ServerError if not, or if it is not ready in 30 seconds.
     """
     if getattr(sys.modules["__main__"], "__file__", None) == __file__:  # or children would launch children
         raise ServerError("launch() belongs in another cell than the app: the server runs that cell.")
     if not hasattr(app, "openapi_url"):
         raise ServerError(f"launch() takes a FastAPI app, as in launch(app), not {app!r:.80}.")
-    return _start(name, app.docs_url or "", *_place_of(app))
-
-
-def launch_service(workers=1, name="service"):
-    """Run the production API, as `python3 -m workshop serve` does, in `workers` processes; see `launch`."""
-    return _start(name, "/docs", None, workers)
-
-
-def _start(name, docs, file, what):
-    if old := _running.get(name):
-        old.stop()
-    server = _running[name] = Server(name, docs, old.port if old else 8000, file, what)
-    from IPython.display import display
-
-    display(server)
-    return server
-
-
-def _place_of(app):
-    """Return the file, or IPython's name of the cell, where all endpoints are, and the app's names there."""
     routes = [route for top in app.routes  # FastAPI keeps the routes of an included router one level down
               for route in getattr(getattr(top, "original_router", None), "routes", [top])]
     own = [route for route in routes if hasattr(route, "endpoint")
            and not route.endpoint.__module__.startswith(("fastapi.", "starlette."))]
-    files = {route.endpoint.__code__.co_filename: route.path for route in own}
+    files = {route.endpoint.__code__.co_filename: route.path for route in own}  # or IPython's names of cells
     if len(files) > 1:
         first, second, *_ = files.values()
         raise ServerError(f"{first} and {second} are in two cells. {ALONE} one cell must hold the whole app.")
     if not files:
         raise ServerError("The app has no endpoint: write one in the cell that makes the app.")
-    known = own[0].endpoint.__globals__
-    return next(iter(files)), [name for name, value in known.items() if value is app]
+    names = [name for name, value in own[0].endpoint.__globals__.items() if value is app]
+    return Server(name, app.docs_url or "", *files, names, access_log)
+
+
+def launch_service(workers=1, name="service"):
+    """Run the production API, as `python3 -m workshop serve` does, in `workers` processes; see `launch`."""
+    return Server(name, "/docs", "", workers)
 
 
 class Server:
@@ -87,30 +73,38 @@ class Server:
     url = property(lambda self: f"http://127.0.0.1:{self.port}")
     public_url = property(lambda self: public_address(self.port))
     running = property(lambda self: self._process.poll() is None)
+    pid = property(lambda self: self._process.pid)
 
-    def __init__(self, name, docs, port, file, what):
+    def __init__(self, name, docs, file, what, access_log=False):
+        old = _running.get(name)
+        if old:
+            old.stop()
         self.name, self._docs, self._text = name, docs, ""
-        self._folder, self._file, self._label = Path(tempfile.mkdtemp()), file, os.path.basename(file or "")
+        self._folder, self._file = Path(tempfile.mkdtemp()), file
         if file and not os.path.exists(file):  # a cell: IPython keeps its text where tracebacks look it up
-            self._file, self._label = str(self._folder / "app_cell.py"), "the app's cell"
+            self._file = str(self._folder / "the app's cell")
             Path(self._file).write_text("".join(linecache.getlines(file)), encoding="utf-8")
         path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
         plain = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHON_COLORS": "0"}
-        task = json.dumps([str(self._folder), os.getpid(), port, self._file, what])
+        task = json.dumps([str(self._folder), os.getpid(), old.port if old else 8000, self._file, what,
+                           access_log])
         with open(self._folder / "log", "wb") as log:  # not a pipe: it would fill up and block the server
             self._process = subprocess.Popen(  # out of reach of the interrupt button: a session of its own
                 [sys.executable, "-m", "workshop.server", task], env=os.environ | plain, stdout=log,
                 stderr=subprocess.STDOUT, stdin=subprocess.PIPE, start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))  # the same on Windows
         try:
-            self.port, self.pid = self._ready(time.monotonic() + PATIENCE)
+            self.port = self._ready(time.monotonic() + PATIENCE)
         except BaseException:  # the interrupt button too
             self.stop()
             raise
+        _running[name] = self
+        from IPython.display import display
+        display(self)
 
     def _ready(self, deadline):
-        report = self._folder / "ready.json"
-        while not report.exists():
+        """Wait until the process says that it answers, and return its port."""
+        while not (told := list(self._folder.glob("port-*"))):
             if not self.running or time.monotonic() > deadline:
                 what = f"was not ready after {PATIENCE} seconds" if self.running else "did not start"
                 last = self.log(60).rpartition("Traceback (most recent call last):\n")[2] + "\n"
@@ -119,7 +113,7 @@ class Server:
                     own += f"{ALONE} import and define there all it needs."
                 raise ServerError(f"The app {what}. Its last lines:\n{own}".rstrip())
             time.sleep(0.02)
-        return json.loads(report.read_text())
+        return int(told[0].name.removeprefix("port-"))
 
     def stop(self):
         """End the process (kill it if that takes 5 seconds), which frees its port; twice does no harm."""
@@ -136,13 +130,12 @@ class Server:
         """Return the last lines of what the server printed, as text; every request is one line."""
         if self._folder.exists():
             text = (self._folder / "log").read_text(encoding="utf-8", errors="replace")
-            self._text = text.replace(f'File "{self._file}", line', f"{self._label}, line")
+            self._text = text.replace(f'File "{self._file}", line', f"{Path(self._file).name}, line")
         return "\n".join(self._text.splitlines()[-last:])
 
     def docs(self, height=500, path=None):
         """Return the app's interactive documentation, or another page of it, to show under the cell."""
         from IPython.display import HTML  # not IFrame, whose text form holds a memory address
-
         # The frame opens the page when the server has answered twice: in Run All it may soon be replaced.
         page = (Path(__file__).parent / "wait.html").read_text(encoding="utf-8").rstrip("\n").replace(
             "ADDRESS", json.dumps(self.public_url + (path or self._docs)))
@@ -161,7 +154,6 @@ class Server:
 def public_address(port):
     """Return the address of this machine's `port` in the participant's browser, without a last slash."""
     from jupyter_core.paths import jupyter_runtime_dir
-
     # A Jupyter server keeps a file of this name, and tells its kernels its pid.
     jupyter = Path(jupyter_runtime_dir(), f"jpserver-{os.environ.get('JPY_PARENT_PID')}.json")
     base = json.loads(jupyter.read_text())["base_url"] if jupyter.exists() else None
@@ -178,31 +170,34 @@ def listen(port, host="127.0.0.1"):
     return socket.socket(listener.family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=listener.detach())
 
 
-def serve(listener, workers=1, ready=lambda: None, folder=None):
-    """Serve the production API on the socket, from this process or `workers` others, until told to stop.
+def serve(listener, workers=1, ready=None):
+    """Serve the production API on the socket, in `workers` processes, until told to stop.
 
-    `ready` is called when it can be asked; what it has to keep while it runs is put below `folder`.
+    `ready`, an async function, is called when all of them answer.
     """
     import uvicorn
-
     from workshop import registry
 
     config = uvicorn.Config("workshop.server:worker", factory=True, workers=workers, log_level="warning",
                             access_log=False, server_header=False, date_header=False, proxy_headers=False,
-                            timeout_graceful_shutdown=5)
+                            timeout_graceful_shutdown=5, callback_notify=ready if workers == 1 else None)
     registry.kept_model(lambda text: print(text, file=sys.stderr))  # before workers all look for it
-    ready()  # the socket listens: who asks before a worker has started waits there
     if workers == 1:
         return uvicorn.Server(config).run([listener])
-    with tempfile.TemporaryDirectory(dir=folder) as counts:  # where they add up what they count
+    with tempfile.TemporaryDirectory() as counts:  # where they add up what they count
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
+
+        def wait():
+            while len(list(Path(counts).glob("gauge_*"))) < workers:  # each makes one when it has a model
+                time.sleep(0.02)
+            asyncio.run(ready())
+        ready and threading.Thread(target=wait, daemon=True).start()
         uvicorn.supervisors.Multiprocess(config, [listener]).run()
 
 
 def worker():
     """Return the production API; where this is one of several workers, it ends when their parent is gone."""
     from workshop.api import create_app
-
     if parent := multiprocessing.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     app = create_app()
@@ -212,45 +207,29 @@ def worker():
     return app
 
 
-def _main(folder, parent, port, file, what):
-    """The child: take a port, serve the app or the production API, report it, end when the parent is gone."""
+def _main(folder, parent, port, file, what, access_log):
+    """The child: take a port, serve the app of a file, or the production API; end when the parent is gone."""
     threading.Thread(target=_watch, args=(folder, parent), daemon=True).start()
+    tempfile.tempdir = folder  # what is put there goes with it
     try:
         listener = listen(port)
     except OSError:  # it is taken
         listener = listen(0)
-    port = listener.getsockname()[1]
-
-    def report():
-        Path(folder, "half").write_text(json.dumps([port, os.getpid()]))
-        os.replace(Path(folder, "half"), Path(folder, "ready.json"))  # nobody sees it half-written
-
-    if file:
-        _serve_cell(listener, file, what, report)
-    else:
-        serve(listener, what, report, folder)
-
-
-def _serve_cell(listener, file, names, report):
+    async def ready():
+        Path(folder, f"port-{listener.getsockname()[1]}").touch()
+    if not file:
+        return serve(listener, what, ready)
     import uvicorn
     from fastapi import FastAPI
-
-    from workshop.web import ForwardedPrefix, clear_refusals, offline_docs
-
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    apps = [value for name, value in vars(module).items() if isinstance(value, FastAPI) and name in names]
+    from workshop.web import for_browsers
+    module = sys.modules["app_cell"] = types.ModuleType("app_cell")
+    module.__file__ = file
+    exec(compile(Path(file).read_bytes(), file, "exec"), vars(module))
+    apps = [value for name, value in vars(module).items() if isinstance(value, FastAPI) and name in what]
     if not apps:
         sys.exit("There is no FastAPI app where its first endpoint stands: keep them together.")
-
-    class Reporting(uvicorn.Server):
-        async def startup(self, sockets=None):
-            await super().startup(sockets)
-            report()
-
-    app = ForwardedPrefix(offline_docs(clear_refusals(apps[0])))
-    Reporting(uvicorn.Config(app, use_colors=False, timeout_graceful_shutdown=2)).run([listener])
+    uvicorn.Server(uvicorn.Config(for_browsers(apps[0]), use_colors=False, access_log=access_log,
+                                  callback_notify=ready, timeout_graceful_shutdown=2)).run([listener])
 
 
 def _watch(folder, parent):

@@ -78,10 +78,6 @@ def build_examples(storms: pd.DataFrame, with_truth=True) -> pd.DataFrame:
                           suffixes=("", "_in_24h"))
 
 
-class Hurdat2Error(ValueError):
-    """A damaged HURDAT2 file: the message names the line, what was found and what was expected."""
-
-
 HEADER = re.compile(r"([A-Z]{2}\d\d((?:18|19|20)\d\d)),([A-Z][A-Z0-9 -]*),([1-9]\d{0,2})")
 # A record's fields: what each one is, how it looks, and the same in words.
 FIELDS = [("date", r"\d{8}", "YYYYMMDD"), ("time", r"\d{4}", "HHMM"),
@@ -98,15 +94,15 @@ def read_hurdat2(path) -> pd.DataFrame:
     """Read NOAA's HURDAT2 text file into the columns of `load_storms`; data/README.md says how they map.
 
     Minutes are kept in `time`; -99 and -999 become NaN; a storm without a name bears its identifier.
-    Raises Hurdat2Error, and OSError where the file can't be read.
+    Raises ValueError where the file is damaged: the line, what was found there and what was expected.
     """
     def expect(right, found, expected):
         if not right:
-            raise Hurdat2Error(f"{path}, line {number}: found {found}, expected {expected}")
+            raise ValueError(f"{path}, line {number}: found {found}, expected {expected}")
 
-    text = Path(path).read_bytes().decode("ascii", errors="replace")  # no field may hold the replacement sign
+    lines = Path(path).read_text("ascii", errors="replace").split("\n")  # no field may hold the sign it puts
     lines = ((at, [field.strip() for field in line.strip().removesuffix(",").split(",")])
-             for at, line in enumerate(text.split("\n"), 1) if line.strip())
+             for at, line in enumerate(lines, 1) if line.strip())
     rows, storm_ids, number = [], {}, 1
     for number, fields in lines:
         header = HEADER.fullmatch(",".join(fields))

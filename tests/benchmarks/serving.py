@@ -1,9 +1,11 @@
-"""How fast is the service? Against an API that answers a constant, and against the one of most tutorials.
+"""How fast is the service? Against an API that answers a constant, against the one of most tutorials, by Ray.
 
     python tests/benchmarks/serving.py [--rounds 5] [--seconds 3] [--connections 8]
 
 All servers run at once, on this machine alone, and take turns in every round; what counts is the ratio within
-a round. Uses wrk where it is installed, else a client of its own (in a process of its own).
+a round. Uses wrk where it is installed, else a client of its own (in a process of its own). Where Ray is
+installed (requirements-scale.txt), the job of notebook 06 measures it, beside two plain processes. Prints the
+README's table.
 """
 import argparse
 import asyncio
@@ -19,6 +21,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +169,17 @@ def memory_mb(process):
     return max(one.memory_info().rss for one in tree) / 2**20
 
 
+def ray_serve(folder):
+    """Run the job of notebook 06; return by number of users the requests/s of Ray and of two plain processes."""
+    import papermill
+
+    papermill.execute_notebook(ROOT / "notebooks/jobs/ray_serve.ipynb", None, {"output_folder": folder},
+                               cwd=ROOT / "notebooks", progress_bar=False)
+    seen = json.loads(Path(folder, "ray_serve.json").read_text())
+    rates = {(load["served by"], load["users"]): load["answers per s"] for load in seen["loads"]}
+    return {users: (rates["Ray, two replicas", users], rates["two plain processes", users]) for users in (8, 64)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -190,19 +205,21 @@ def main():
                   for _, row in sample.iterrows()]
         one, many = [json.dumps(state) for state in states[:200]], [json.dumps({"storms": states})]
         ports = {}
-        for name in ("service", "constant", "naive"):
+        for name in ("service", "two workers", "constant", "naive"):
             with socket.create_server(("127.0.0.1", 0)) as free:
                 ports[name] = free.getsockname()[1]
-        serve = [sys.executable, "-m", "workshop", "serve", "--port", str(ports["service"])]
         servers = {}
         try:
-            servers["service"], cold = start(serve, ports["service"])
+            for name, workers in (("service", 1), ("two workers", 2)):
+                serve = [sys.executable, "-m", "workshop", "serve", "--port", str(ports[name])]
+                servers[name], seconds = start([*serve, "--workers", str(workers)], ports[name])
+                cold = seconds if workers == 1 else cold
             for name in ("constant", "naive"):
                 servers[name], _ = start(uvicorn(name, ports[name]), ports[name])
             rounds = []
             for number in range(args.rounds + 1):
-                rates = {name: load(port, "/forecast", one, args.seconds, args.connections)
-                         for name, port in ports.items()}
+                rates = {(name, users): load(port, "/forecast", one, args.seconds, users)
+                         for users in (args.connections, 64) for name, port in ports.items()}
                 rates["batch"] = 1000 * load(ports["service"], "/forecasts", many, args.seconds, 2)
                 rates["in process"] = rows_in_process(registry.load(), model.features(sample))
                 rounds += [rates] * bool(number)  # the first one only warms up
@@ -211,21 +228,32 @@ def main():
             for process in servers.values():
                 process.terminate()
                 process.wait()
+        ray = ray_serve(folder) if find_spec("ray") else None
 
-    def median(ratio):
-        return statistics.median(map(ratio, rounds))
+    def median(name, users, over=None):
+        return statistics.median(rates[name, users] / (rates[over, users] if over else 1) for rates in rounds)
 
-    tool = "wrk" if shutil.which("wrk") else "its own client"
-    print(f"{platform.system()}, Python {platform.python_version()}, {os.cpu_count()} cores, {tool}, "
-          f"{args.connections} connections, {args.rounds} rounds of {args.seconds} s\n")
-    for name, unit in (("service", "requests/s"), ("constant", "requests/s"), ("naive", "requests/s"),
-                       ("batch", "rows/s"), ("in process", "rows/s")):
-        print(f"{name:34} {median(lambda rates: rates[name]):9,.0f} {unit}")
-    print(f"{'service / constant':34} {median(lambda rates: rates['service'] / rates['constant']):9.2f}")
-    print(f"{'service / naive':34} {median(lambda rates: rates['service'] / rates['naive']):9.1f}")
-    batch = median(lambda rates: rates["batch"] / rates["in process"])
-    print(f"{'batch of 1,000 / in process':34} {batch:9.2f}")
-    print(f"{'serve: start to first answer':34} {cold:9.2f} s\n{'memory of its worker':34} {memory:9.0f} MB")
+    tool, few = "wrk" if shutil.which("wrk") else "its own client", args.connections
+    print(f"{date.today()}, {platform.system()}, Python {platform.python_version()}, {os.cpu_count()} cores, "
+          f"{tool}, medians of {args.rounds} rounds of {args.seconds} s\n")
+    print(f"| served by | requests/s, {few} connections | 64 connections | over the tutorials' app |\n"
+          "| --- | --- | --- | --- |")
+    for name, words in (("naive", "the tutorials' app: `def`, joblib, a table of one row"),
+                        ("service", "the course's service, one worker"),
+                        ("two workers", "the same, two workers"),
+                        ("constant", "an app that validates, and answers a constant")):
+        print(f"| {words} | {median(name, few):,.0f} | {median(name, 64):,.0f} | "
+              f"{median(name, few, 'naive'):.0f} |")
+    if ray:
+        print(f"| the same service by Ray Serve, two replicas | {ray[8][0]:,.0f} | {ray[64][0]:,.0f} | "
+              f"{ray[8][0] / median('naive', few):.1f} |")
+        print("\nRay against two plain processes, by the client of the notebook: "
+              + ", ".join(f"{one / other:.2f} with {users} users" for users, (one, other) in ray.items()))
+    batch = statistics.median(rates["batch"] / rates["in process"] for rates in rounds)
+    print(f"\nservice / constant: {median('service', few, 'constant'):.2f}\n"
+          f"batch of 1,000 over the model in process: {batch:.2f} "
+          f"({statistics.median(rates['batch'] for rates in rounds):,.0f} rows/s)\n"
+          f"serve, start to first answer: {cold:.2f} s; memory of its worker: {memory:.0f} MB")
 
 
 if __name__ == "__main__":
