@@ -176,7 +176,7 @@ def ray_serve(folder):
     papermill.execute_notebook(ROOT / "notebooks/jobs/ray_serve.ipynb", None, {"output_folder": folder},
                                cwd=ROOT / "notebooks", progress_bar=False)
     seen = json.loads(Path(folder, "ray_serve.json").read_text())
-    rates = {(load["served by"], load["users"]): load["answers per s"] for load in seen["loads"]}
+    rates = {(load["served by"], load["users"]): load["requests_per_s"] for load in seen["loads"]}
     return {users: (rates["Ray, two replicas", users], rates["two plain processes", users]) for users in (8, 64)}
 
 
