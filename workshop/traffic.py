@@ -72,7 +72,7 @@ def load(target, bodies, path="/forecast", connections=8, rate=None, seconds=0.6
     kind, settings = ("connections", connections) if rate is None else ("rate", rate)
     settings, rows = np.atleast_1d(settings).tolist(), []
     steps = 10 * len(settings)
-    bar = iter(IPython.display.ProgressBar(steps) if IPython.get_ipython() else range(steps))
+    bar = (step for step in (IPython.display.ProgressBar(steps) if IPython.get_ipython() else range(steps)))
     for setting in settings:
         ticks, before_s = itertools.islice(bar, 10), _cpu_s(target)
         asked = send(target, bodies, path, **{"connections": connections, kind: setting}, seconds=seconds,
