@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -327,6 +328,29 @@ def test_three_thousand_requests_with_the_access_log_on(launched):
     assert "POST /double?x=2999" in started.log()  # the log can still be read
 
 
+def test_each_request_is_a_line_of_the_log_unless_the_access_log_is_off(launched):
+    logs = []
+    for options in ({}, {"access_log": False}):
+        started = launched(**options)
+        assert requests.post(f"{started.url}/double", params={"x": 1}).ok
+        started.stop()  # after that, nothing more can be written
+        logs.append(started.log())
+    assert "POST /double?x=1" in logs[0] and "/double" not in logs[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a process has loaded")
+def test_a_service_is_launched_when_all_its_workers_have_loaded_the_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(tmp_path / "models"))
+    monkeypatch.setenv("WORKSHOP_LOG_DIR", str(tmp_path / "logs"))
+    started = server.launch_service(workers=2)
+    try:
+        loaded = [child for child in psutil.Process(started.pid).children()
+                  if any("onnxruntime" in part.path for part in child.memory_maps())]
+        assert len(loaded) == 2
+    finally:
+        server._running.pop("service").stop()
+
+
 def test_importing_the_helper_is_cheap():
     code = "import sys, workshop.server; sys.exit(bool({'uvicorn', 'fastapi', 'IPython'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -394,8 +418,14 @@ def jupyter(tmp_path):
     try:
         eventually(lambda: "is running at" in printed.read_text())
         address = json.loads(next(runtime.glob("jpserver-*.json")).read_text())["url"]
-        kernel = requests.post(f"{address}api/kernels?token=secret").json()["id"]
-        client = BlockingKernelClient(connection_file=str(runtime / f"kernel-{kernel}.json"))
+        kernels = []
+
+        def start():  # Jupyter says its address a little before it answers there
+            with suppress(requests.ConnectionError):
+                kernels.append(requests.post(f"{address}api/kernels?token=secret").json()["id"])
+            return kernels
+        eventually(start)
+        client = BlockingKernelClient(connection_file=str(runtime / f"kernel-{kernels[0]}.json"))
         client.load_connection_file()
         client.start_channels()
         client.wait_for_ready(timeout=60)

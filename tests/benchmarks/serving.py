@@ -3,12 +3,11 @@
     python tests/benchmarks/serving.py [--rounds 5] [--seconds 3] [--connections 8]
 
 All servers run at once, on this machine alone, and take turns in every round; what counts is the ratio within
-a round. Uses wrk where it is installed, else a client of its own (in a process of its own). Where Ray is
-installed (requirements-scale.txt), the job of notebook 06 measures it, beside two plain processes. Prints the
-README's table.
+a round. Uses wrk where it is installed, else `workshop.traffic`. Where Ray is installed
+(requirements-scale.txt), the job of notebook 06 measures it, beside two plain processes. Prints the README's
+table.
 """
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -117,39 +116,19 @@ def load(port, path, bodies, seconds, connections):
     if shutil.which("wrk"):
         with tempfile.TemporaryDirectory() as folder:
             lines, script = Path(folder, "bodies"), Path(folder, "post.lua")
-            lines.write_text("\n".join(bodies))
+            lines.write_text("\n".join(map(json.dumps, bodies)))
             script.write_text(LUA % (lines, path))
             command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--timeout", "10", "-s", script]
             out = subprocess.check_output([*command, f"http://127.0.0.1:{port}"], text=True)
         count, duration, errors = map(float, out.rpartition("RESULT ")[2].split())
     else:
-        task = json.dumps([port, path, bodies, seconds, connections])
-        out = subprocess.check_output([sys.executable, __file__, "--client"], input=task, text=True)
-        count, duration, errors = json.loads(out)
+        from workshop.traffic import send
+
+        asked = send(f"http://127.0.0.1:{port}", bodies, path, connections, seconds=seconds)
+        count, duration = len(asked), (asked.due_s + asked.latency_ms / 1000).max()
+        errors = (asked.status != 200).sum()
     assert not errors, f"{errors:.0f} requests to {path} failed"
     return count / duration
-
-
-async def client(port, path, bodies, seconds, connections):
-    """The client where there is no wrk; returns answers, seconds, errors."""
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
-    requests = [f"{head}{len(body)}\r\n\r\n{body}".encode() for body in bodies]
-    begin = time.perf_counter()
-
-    async def one(turn):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        good = bad = 0
-        while time.perf_counter() < begin + seconds:
-            writer.write(requests[turn % len(requests)])
-            answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-            await reader.readexactly(int(answer.partition(b"content-length: ")[2].split(b"\r")[0]))
-            turn, good, bad = turn + 1, good + 1, bad + (b" 200 " not in answer[:20])
-        writer.close()
-        return good, bad
-
-    counts = await asyncio.gather(*(one(turn) for turn in range(connections)))
-    good, bad = map(sum, zip(*counts))
-    return good, time.perf_counter() - begin, bad
 
 
 def rows_in_process(model, inputs):
@@ -203,7 +182,7 @@ def main():
 
         states = [{"time": f"{row.time:%Y-%m-%dT%H:%M:%SZ}", **row[list(INPUTS)]}
                   for _, row in sample.iterrows()]
-        one, many = [json.dumps(state) for state in states[:200]], [json.dumps({"storms": states})]
+        one, many = states[:200], [{"storms": states}]
         ports = {}
         for name in ("service", "two workers", "constant", "naive"):
             with socket.create_server(("127.0.0.1", 0)) as free:
@@ -233,7 +212,7 @@ def main():
     def median(name, users, over=None):
         return statistics.median(rates[name, users] / (rates[over, users] if over else 1) for rates in rounds)
 
-    tool, few = "wrk" if shutil.which("wrk") else "its own client", args.connections
+    tool, few = "wrk" if shutil.which("wrk") else "workshop.traffic", args.connections
     print(f"{date.today()}, {platform.system()}, Python {platform.python_version()}, {os.cpu_count()} cores, "
           f"{tool}, medians of {args.rounds} rounds of {args.seconds} s\n")
     print(f"| served by | requests/s, {few} connections | 64 connections | over the tutorials' app |\n"
@@ -257,7 +236,4 @@ def main():
 
 
 if __name__ == "__main__":
-    if "--client" in sys.argv:
-        print(json.dumps(asyncio.run(client(*json.load(sys.stdin)))))
-    else:
-        main()
+    main()
