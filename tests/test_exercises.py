@@ -4,14 +4,16 @@ Starters, checks and solutions are read from the notebooks; answers are written 
 """
 import ast
 import importlib.util
+import time
 from pathlib import Path
 from textwrap import dedent
 
 import joblib
 import nbformat
 import pytest
+import requests
 
-from workshop import ROOT, lesson, registry, server
+from workshop import ROOT, lesson, records, registry, server
 from workshop.forecaster import category
 from workshop.model import train
 
@@ -74,6 +76,14 @@ BEFORE = {
                "latitude_12h_ago": 20.8, "longitude_12h_ago": -83.3, "wind_kt_12h_ago": 85}""",
     "05": "import numpy as np, pandas as pd",
     "06": "import functools, json, math, sys\nimport numpy as np, pandas as pd",
+    "07": """
+        import random
+        import numpy as np, pandas as pd
+        def winds_times(factor, storm):
+            return storm | {key: 5 * round(storm[key] * factor / 5) for key in ("wind_kt", "wind_kt_12h_ago")}
+        faults = ["metres", "miles", "sign", "stuck", "gone", "version"]
+        patients = dict(zip("ABC", random.Random(41).sample(faults, 3)))""",
+    "08": "import numpy as np, pandas as pd\nfrom workshop import registry",
 }
 APP = """
 from fastapi import FastAPI
@@ -107,6 +117,13 @@ ILL = "diagnosis = "
 WORKERS = "def workers_needed(requests_per_s, service_ms):\n    return "
 HARDEST = ("def hardest_storm(results):\n    truth = results.wind_kt_in_24h_observed\n"
            "    error = results.wind_kt_in_24h - truth\n    return ")
+
+DRAW = "def resampled_mean(table, drawn):\n    by = table.error_kt.groupby(table.storm_id)\n    return "
+SICK = "ill_with = "
+MEND = "def mend(storm):\n    return "
+KNOWN = "def known_before(table, season, storms):\n    earlier = table[table.season < season]\n    return "
+DECIDE = "def decide(low, high):\n    return "
+CALL = "def mend():\n    "
 
 # "right": answers in other ways than the solution's; "wrong": what nobody foresaw; the rest by mistake.
 ANSWERS = {
@@ -194,7 +211,7 @@ ANSWERS = {
                   COVERAGE + "1 - truth.between(low, high).mean()",
                   COVERAGE + "truth.between(low, high)",
                   "def coverage(low, high, truth):\n    print(truth.between(low, high).mean())"],
-        "error": [COVERAGE + "sum(truth[i] > low[i] for i in range(len(truth)))"],
+        "error": [COVERAGE + "truth.inside(low, high).mean()"],
     },
     "03.1": {
         "right": ["def category(wind_kt):\n"
@@ -423,6 +440,73 @@ ANSWERS = {
         "error": [WORKERS + "math.ceil(requests_per_s * cost_ms / 1000 / (2 / 3))",
                   "workers_needed = 15", WORKERS + "requests_per_s / 0"],
     },
+    "07.1": {
+        "right": ["def resampled_mean(table, drawn):\n"
+                  "    errors = [error for storm in drawn for error in table.error_kt[table.storm_id == storm]]\n"
+                  "    return sum(errors) / len(errors)",
+                  "def resampled_mean(table, drawn):\n"
+                  "    return pd.DataFrame({'storm_id': drawn}).merge(table).error_kt.mean()",
+                  DRAW + "by.sum().loc[list(drawn)].sum() / by.size().loc[list(drawn)].sum()"],
+        "repeats_lost": ["def resampled_mean(table, drawn):\n"
+                         "    return table.error_kt[table.storm_id.isin(drawn)].mean()",
+                         "def resampled_mean(table, drawn):\n"
+                         "    return table[table.storm_id.isin(set(drawn))].error_kt.mean()"],
+        "means_of_storms": [DRAW + "by.mean().loc[list(drawn)].mean()",
+                            DRAW + "np.mean([by.get_group(storm).mean() for storm in drawn])"],
+        "all_rows": [DRAW + "table.error_kt.mean()"],
+        "wrong": [DRAW + "by.mean()", DRAW + "by.sum().loc[list(drawn)].sum()", DRAW + "0"],
+        "error": [DRAW + "table.loc[drawn].error_kt.mean()"],
+    },
+    "07.2": {
+        "right": [SICK + "{'A': 'stuck', 'B': 'sign', 'C': 'miles'}",
+                  SICK + "dict(C='Miles', A='STUCK', B='sign')"],
+        "A": [SICK + "{'A': 'gone', 'B': 'sign', 'C': 'miles'}"],
+        "B": [SICK + "{'A': 'stuck', 'B': 'version', 'C': 'miles'}"],
+        "C": [SICK + "{'A': 'stuck', 'B': 'sign', 'C': 'metres'}"],
+        "error": [SICK + "['stuck', 'sign', 'miles']", SICK + "{'A': 'stuck', 'B': 'sign'}"],
+    },
+    "07.3": {
+        "right": [MEND + "storm | {name: round(storm[name] / 1.852 / 5) * 5 for name in storm if 'wind' in name}",
+                  "def mend(storm):\n    storm = dict(storm)\n"
+                  "    for name in ('wind_kt', 'wind_kt_12h_ago'):\n"
+                  "        storm[name] = 5.0 * np.round(storm[name] * 0.54 / 5)\n    return storm"],
+        "only_now": [MEND + "storm | {'wind_kt': 5 * round(storm['wind_kt'] / 1.852 / 5)}"],
+        "upside_down": [MEND + "winds_times(1.852, storm)"],
+        "miles": [MEND + "winds_times(1 / 1.151, storm)"],
+        "others_lost": [MEND + "{name: 5 * round(storm[name] / 1.852 / 5)"
+                        " for name in ('wind_kt', 'wind_kt_12h_ago')}"],
+        "wrong": [MEND + "winds_times(1 / 0.514, storm)", MEND + "storm['wind_kt'] / 1.852"],
+        "error": [MEND + "storm.wind_kt / 1.852"],
+    },
+    "08.1": {
+        "right": [KNOWN + "table.storm_id.isin(earlier.storm_id.drop_duplicates()[-storms:])",
+                  KNOWN + "[storm in list(dict.fromkeys(earlier.storm_id))[-storms:] for storm in table.storm_id]",
+                  KNOWN + "np.isin(table.storm_id, earlier.storm_id.unique()[-storms:])"],
+        "future": [KNOWN + "table.storm_id.isin(table.storm_id[table.season <= season].unique()[-storms:])",
+                   KNOWN + "table.storm_id.isin(table.storm_id.unique()[-storms:])"],
+        "first_storms": [KNOWN + "table.storm_id.isin(earlier.storm_id.unique()[:storms])"],
+        "rows_not_storms": [KNOWN + "table.index.isin(earlier.index[-storms:])"],
+        "all_before": [KNOWN + "table.season < season"],
+        "wrong": [KNOWN + "table.season >= season", KNOWN + "earlier.storm_id.unique()[-storms:]"],
+        "error": [KNOWN + "table.storm_id.isin(earlier.storm.unique())"],
+    },
+    "08.2": {
+        "right": ["def decide(low, high):\n    if low > 0:\n        return 'promote'\n"
+                  "    if high < 0:\n        return 'refuse'\n    return 'wait'",
+                  DECIDE + "{(1, 1): 'promote', (-1, -1): 'refuse'}.get((np.sign(low), np.sign(high)), 'wait')"],
+        "from_one_end": [DECIDE + "'promote' if low > 0 else 'refuse'", DECIDE + "'promote' if high > 0 else 'refuse'",
+                         DECIDE + "'promote' if high > 0 else 'wait'"],
+        "upside_down": [DECIDE + "'promote' if high < 0 else 'refuse' if low > 0 else 'wait'"],
+        "wrong": [DECIDE + "'promote'", DECIDE + "low > 0"],
+        "error": [DECIDE + "'promote' if mean > 0 else 'refuse'"],
+    },
+    "08.3": {
+        "right": [CALL + "registry.roll_back('it was never here')", CALL + "registry.promote('kept', 'the last good one')",
+                  CALL + "return registry.roll_back(reason='1975-2010 is on a laptop')"],
+        "still_refused": [CALL + "return registry.current()", CALL + "return registry.history()"],
+        "other_version": [CALL + "registry.promote('older', 'back to the roots')"],
+        "error": [CALL + "registry.rollback('wrong name')", CALL + "registry.promote('1975-2010', 'once more')"],
+    },
 }
 CASES = [(number, mistake, text)
          for number in ANSWERS for mistake, texts in ANSWERS[number].items() for text in texts]
@@ -452,6 +536,33 @@ def course(tmp_path_factory):
         patch.setenv("WORKSHOP_MODEL_DIR", str(folder / "models"))
         registry.promote(registry.save(model, lesson.examples()), "the first one")
     return folder
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """A service with two versions, as notebook 08 has it before its last exercise."""
+    folder = tmp_path_factory.mktemp("service")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKSHOP_MODEL_DIR", str(folder / "models"))
+        patch.setenv("WORKSHOP_LOG_DIR", str(folder / "logs"))
+        model = train(lesson.examples(), 1984)
+        for version in ("older", "kept"):
+            registry.promote(registry.save(model, lesson.examples(), version), "a good one")
+        launched = server.launch_service()
+        launched.models = str(folder / "models")
+        yield launched
+    server._running.pop("service").stop()
+
+
+def break_it(service):
+    """Have the history name a version that is not there, and wait until the service has seen it."""
+    for version, refused in (("kept", None), ("1975-2010", "1975-2010")):
+        with open(registry.folder() / "history.jsonl", "ab") as file:
+            file.write(records.line(at=records.utc_now(), event="promoted", version=version, reason="test"))
+        wanted = {"status": "ok", "model_version": "kept", "refused_version": refused}
+        deadline = time.monotonic() + 10
+        while (health := requests.get(f"{service.url}/health", timeout=5).json()) != wanted:
+            assert time.monotonic() < deadline, health
 
 
 @pytest.fixture(scope="module")
@@ -494,6 +605,10 @@ def learner(befores, request, monkeypatch):
             folder = request.getfixturevalue("course")
             monkeypatch.chdir(folder / "notebooks")
             monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(folder / "models"))
+        if number == "08.3":
+            service = request.getfixturevalue("service")
+            monkeypatch.setenv("WORKSHOP_MODEL_DIR", service.models)
+            break_it(service)
         person = Learner(number, names)
         exec(person.starter, person.names)
         return person
@@ -623,6 +738,7 @@ ODD = [0, -1.5, float("nan"), True, "", "category 1", b"\xff", [], {}, (), objec
 
 @each_exercise
 def test_a_check_refuses_anything_odd_with_words_and_never_raises(number, learner):
+    learner(number)
     for odd in ODD:
         result = lesson.check(number, odd)
         assert not result.accepted and result.text and result.mistake != "untouched"

@@ -46,11 +46,7 @@ class Forecasts(BaseModel):
 
 
 class Service:
-    """What the endpoints share in one process: the model in use, the forecast log, and the books.
-
-    Requests that came together are answered together: one call of the model, one write to the log. That
-    delays nobody, since the next turn of the event loop is now, and under load it saves most of the work.
-    """
+    """What the endpoints share in one process: the model in use, the forecast log, and the books."""
 
     def __init__(self):
         self.log = records.Writer(records.log_folder(), "forecasts")
@@ -72,6 +68,8 @@ class Service:
         return (await self.answers)[first:first + len(storms)]
 
     async def _answer_all(self):
+        # Requests that came together are answered together: one call of the model, one write to the log.
+        # It delays nobody: the next turn of the event loop is now. Under load it saves most of the work.
         cases, self.cases = self.cases, []
         answers = forecasts([storm for _, storm in cases], self.model)
         try:
@@ -163,10 +161,7 @@ def say(*lines):
 
 
 def create_app() -> FastAPI:
-    """Return the API, ready to be served: by one process, or several of them.
-
-    Reads $WORKSHOP_MODEL_DIR, $WORKSHOP_LOG_DIR and $WORKSHOP_API_KEY; trains a model where there is none.
-    """
+    """Return the API. Reads $WORKSHOP_MODEL_DIR, $WORKSHOP_LOG_DIR, $WORKSHOP_API_KEY; may train a model."""
     service, key = Service(), os.environ.get("WORKSHOP_API_KEY")
 
     @asynccontextmanager

@@ -50,10 +50,7 @@ def learners_copy():
 
 
 def lab(port, browser):
-    """Open the learner's copy in JupyterLab, as this process; in a Jupyter that runs already, print a link.
-
-    Returns 1 where that Jupyter can't show it.
-    """
+    """Become JupyterLab, open at the learner's copy; in a Jupyter, print a link, or return 1 if it can't."""
     learners_copy()
     env = os.environ  # few hubs tell their public address; the last one is told in JupyterLab's terminals
     hub = env.get("JUPYTERHUB_PUBLIC_URL") or env.get("JUPYTERHUB_SERVICE_PREFIX")
@@ -91,9 +88,8 @@ def run(names, output):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is shut down
     output.mkdir(parents=True, exist_ok=True)
     rows = []
-    for stem, path in there.items():
-        if names and not {stem, stem[:2]} & names:
-            continue
+    chosen = {stem: path for stem, path in there.items() if not names or {stem, stem[:2]} & names}
+    for stem, path in chosen.items():
         begin, result = time.perf_counter(), "ok"
         try:
             papermill.execute_notebook(path, output / path.name, cwd=path.parent, kernel_name=KERNEL,
@@ -131,20 +127,15 @@ def main(argv):
     """Run one verb with its arguments; returns the exit code."""
     top = argparse.ArgumentParser(prog="python3 -m workshop")
     verbs = top.add_subparsers(dest="verb", required=True)
-    part = {name: verbs.add_parser(name, help=verb["does"], description=verb["does"],
-                                   epilog=f"Example: {top.prog} {verb.get('example', name)}")
-            for name, verb in VERBS.items()}
-    part["lab"].add_argument("--port", type=int, default=8888, help="the first to try; 8888 if not given")
-    part["lab"].add_argument("--no-browser", action="store_true", help="only print the address")
-    part["run"].add_argument("notebooks", nargs="*", metavar="NN", help="02, or 02_train_model; else all")
-    part["run"].add_argument("--output", metavar="DIR", type=Path, default=Path(ROOT, "runs"))
-    part["serve"].add_argument("--host", default="127.0.0.1", help="this machine alone, if not given")
-    part["serve"].add_argument("--port", type=int, default=8000, help="8000 if not given")
-    part["serve"].add_argument("--workers", type=int, default=1, choices=range(1, 65), metavar="N",
-                               help="processes that answer; 1 if not given")
+    values = {"int": int, "1 to 64": range(1, 65)}  # what a text in verbs.toml stands for
+    for name, verb in VERBS.items():
+        part = verbs.add_parser(name, help=verb["does"], description=verb["does"],
+                                epilog=f"Example: {top.prog} {verb.get('example', name)}")
+        for argument, how in verb.get("arguments", {}).items():
+            part.add_argument(argument, **{key: values.get(value, value) for key, value in how.items()})
     args, rest = top.parse_known_args(argv)
     if rest and args.verb != "test":
-        part[args.verb].error(f"unknown: {' '.join(rest)}")
+        verbs.choices[args.verb].error(f"unknown: {' '.join(rest)}")
     try:
         if args.verb == "doctor":
             print(report := doctor.report())
@@ -153,7 +144,7 @@ def main(argv):
             return serve(args.host, args.port, args.workers)
         kernel = put_kernel()
         if args.verb == "run":
-            return run(args.notebooks, args.output.absolute())
+            return run(args.notebooks, Path(args.output or Path(ROOT, "runs")).absolute())
         os.chdir(ROOT)
         if args.verb == "test":
             hand_over([sys.executable, "-m", "pytest", "-m", "not campaign", *rest])  # the last -m counts

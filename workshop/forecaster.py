@@ -2,7 +2,7 @@
 import json
 import math
 from bisect import bisect
-from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from operator import attrgetter
 from typing import Annotated
@@ -33,13 +33,10 @@ def category(wind_kt: float) -> str:
 
 def time_of(value):
     """Read a time as text only: pydantic alone would take 2022 for 2,022 seconds after 1970."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            pass
-    if isinstance(value, datetime) and 1851 <= value.year <= 2100:
-        return value
+    with suppress(TypeError, ValueError):
+        time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+        if 1851 <= time.year <= 2100:
+            return time
     raise PydanticCustomError("time", "Input should be a time like 2022-09-27T12:00:00Z, from 1851 to 2100")
 
 
@@ -100,10 +97,7 @@ class Forecast(BaseModel):
 
 def features(day_of_year, latitude, longitude, wind_kt, pressure_hpa, latitude_12h_ago, longitude_12h_ago,
              wind_kt_12h_ago, pressure_hpa_12h_ago) -> tuple:
-    """Return the model's inputs, the nine of `FEATURES`: numbers for numbers, arrays for arrays.
-
-    Changes and motion are over the last 12 hours. An unknown pressure is NaN.
-    """
+    """Return the inputs of `FEATURES`: numbers for numbers, arrays for arrays; an unknown pressure is NaN."""
     cosine = math.cos(math.radians(latitude)) if isinstance(latitude, float) else np.cos(np.radians(latitude))
     return (abs(day_of_year - PEAK_DAY), latitude, longitude, wind_kt, wind_kt - wind_kt_12h_ago,
             pressure_hpa, pressure_hpa - pressure_hpa_12h_ago, latitude - latitude_12h_ago,
@@ -137,7 +131,7 @@ class ModelFile:
         return self._session.run(["wind_kt"], {"features": inputs})[0].astype(float)
 
 
-def forecasts(storms: Sequence[Storm], model: ModelFile) -> list[Forecast]:
+def forecasts(storms: list[Storm], model: ModelFile) -> list[Forecast]:
     """Return a forecast for each storm, in order; winds in knots, rounded to 0.01."""
     times = [storm.time.astimezone(timezone.utc) for storm in storms]
     days, states = [time.timetuple().tm_yday for time in times], list(map(attrgetter(*INPUTS), storms))

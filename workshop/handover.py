@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import pandas as pd
 import skl2onnx
-from skl2onnx.common.data_types import FloatTensorType
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
@@ -71,10 +70,9 @@ def to_onnx(model: IntervalModel) -> onnx.ModelProto:
     graph = (Path(__file__).parent / "interval.onnx.txt").read_text(encoding="utf-8")
     proto = onnx.parser.parse_model(graph % tuple(map(float, model.margin_kt)))
     for name in ("low", "middle", "high"):
-        part = skl2onnx.to_onnx(getattr(model, name), target_opset=OPSETS,
-                                initial_types=[("features", FloatTensorType([None, len(FEATURES)]))])
+        part = skl2onnx.to_onnx(getattr(model, name), np.zeros((1, 9), np.float32), target_opset=OPSETS)
         trees, = part.graph.node
-        trees.name = trees.output[0] = name
+        trees.input[0], trees.output[0], trees.name = "features", name, name
         proto.graph.node.insert(0, trees)
     onnx.checker.check_model(proto)
     return proto
@@ -90,8 +88,7 @@ def text(card: dict) -> str:
     """Return the card as Markdown, for people."""
     line = ("| {group} | {forecasts} | {persistence_kt:.1f} | {linear_kt:.1f} | {model_kt:.1f} |"
             " {inside_interval:.0%} |")
-    scores = [line.format(**row) for row in card["scores"]] or ["| no later season is known | | | | | |"]
-    units = ["| `{name}` | {unit} |".format(**feature) for feature in card["features"]]
+    scores = "\n".join(map(line.format_map, card["scores"])) or "| no later season is known | | | | | |"
+    units = "\n".join(map("| `{name}` | {unit} |".format_map, card["features"]))
     template = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
-    return template.format(**card | card["training"] | {"features": "\n".join(units),
-                                                        "scores": "\n".join(scores)})
+    return template.format(**card | card["training"] | {"features": units, "scores": scores})

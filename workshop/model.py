@@ -1,7 +1,4 @@
-"""The model: features, baselines, a gradient-boosted forecast of the wind's change with an 80 % interval.
-
-Notebook 02 builds the same step by step; a test holds the two together.
-"""
+"""The model, as notebook 02 builds it: a gradient-boosted forecast of the wind's change, 80 % interval."""
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,20 +7,16 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from workshop import forecaster
-from workshop.forecaster import FEATURES, INPUTS
 
 PRESSURE = ["pressure_hpa", "pressure_change_hpa"]
-STRENGTH_KT = (34, 64)  # where tropical storms and hurricanes begin
 LAST_TRAINING_SEASON = 2014
 
 
 def features(examples: pd.DataFrame) -> pd.DataFrame:
-    """Return the model's inputs (see forecaster.features) as a table of n rows, float32.
-
-    float32 is what the runtimes that may serve the model compute with; trained on more, they would disagree.
-    """
-    inputs = forecaster.features(examples.time.dt.day_of_year, *(examples[name] for name in INPUTS))
-    return pd.DataFrame(dict(zip(FEATURES, inputs))).astype("float32")
+    """Return the model's inputs (see forecaster.features) as a table of n rows, float32."""
+    # The runtimes that may serve the model compute with float32; trained on more, they would disagree.
+    inputs = forecaster.features(examples.time.dt.day_of_year, *(examples[key] for key in forecaster.INPUTS))
+    return pd.DataFrame(dict(zip(forecaster.FEATURES, inputs))).astype("float32")
 
 
 def mask_pressure(inputs: pd.DataFrame, share=0.2, seed=0) -> pd.DataFrame:
@@ -39,8 +32,8 @@ def booster(loss="absolute_error", quantile=None) -> HistGradientBoostingRegress
 
 
 def strength(wind_kt) -> np.ndarray:
-    """Return 0, 1 or 2: below tropical storm, tropical storm, hurricane; shape like `wind_kt`."""
-    return np.digitize(wind_kt, STRENGTH_KT)
+    """Return 0, 1 or 2: below tropical storm (34 kt), tropical storm, hurricane (64 kt); like `wind_kt`."""
+    return np.digitize(wind_kt, (34, 64))
 
 
 @dataclass(frozen=True)
@@ -53,10 +46,7 @@ class IntervalModel:
     margin_kt: tuple[float, float, float]
     seasons: tuple[int, int]  # the first and the last that it was trained on
 
-    @property
-    def version(self) -> str:
-        """The seasons, as text: what a version is called unless it is given another name."""
-        return "{}-{}".format(*self.seasons)
+    version = property(lambda self: "{}-{}".format(*self.seasons))  # unless it is given another name
 
     def predict(self, inputs: pd.DataFrame) -> pd.DataFrame:
         """Return the wind in 24 hours in knots, as low, middle, high, for `features(...)`, shape (n, 9)."""
@@ -68,10 +58,8 @@ class IntervalModel:
 
 
 def calibrate(inputs, change_kt, storm_id) -> tuple[float, ...]:
-    """Return for each strength the margin in knots that brings the interval to 80 % on storms not trained on.
-
-    Conformalized quantile regression (Romano, Patterson, Candès 2019), with storms kept whole in five folds.
-    """
+    """Return for each strength the margin, in knots, that brings the interval to 80 % on unknown storms."""
+    # Conformalized quantile regression (Romano, Patterson, Candès 2019), storms kept whole in five folds.
     low, high = (cross_val_predict(booster("quantile", q), inputs, change_kt, groups=storm_id,
                                    cv=GroupKFold(5)) for q in (0.1, 0.9))
     outside_by = pd.Series(np.maximum(low - change_kt, change_kt - high))

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from IPython.display import Image
 
-from workshop.storms import load_coastline
+from workshop.storms import DATA
 
 # Okabe and Ito's palette (2008), told apart with every common colour blindness, in print and on a projector.
-BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
+BLUE, ORANGE, GREEN, RED, SKY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#000000"
 WIND_COLOURS = ("#B8C4D0", SKY, ORANGE, RED)  # depression, tropical storm, hurricane, major hurricane
 
 
@@ -29,7 +29,7 @@ def show(figure, alt: str) -> Image:
 
 def basin_map(axes, west=-100, east=0, south=5, north=60):
     """Draw the coast between the given degrees east and north on `axes`, with labelled axes."""
-    coast = load_coastline()
+    coast = pd.read_csv(DATA / "coastline.csv")  # an empty row between two lines
     axes.plot(coast.longitude, coast.latitude, color="#7F7F7F", linewidth=0.8, zorder=1)
     axes.set(xlim=(west, east), ylim=(south, north), xlabel="longitude (°E)", ylabel="latitude (°N)")
     axes.set_aspect(1 / np.cos(np.radians((south + north) / 2)))

@@ -35,12 +35,10 @@ def read(*paths) -> Iterator[dict]:
 
 
 class Writer:
-    """Adds lines to a file of its own, made at the first write.
+    """Adds lines to a file of its own, made at the first write."""
 
-    What was written is with the operating system, so it outlives this process, however that ends. No two
-    writers share a file: so a line that one of them left unfinished can't run into another's.
-    """
-
+    # What was written is with the operating system, so it outlives this process, however that ends. No two
+    # writers share a file: so a line that one of them left unfinished can't run into another's.
     def __init__(self, folder: Path, name: str):
         self._folder, self._name, self._file = folder, name, None
 

@@ -35,8 +35,7 @@ def versions() -> list[str]:
 
 def history() -> list[dict]:
     """Return what happened, oldest first: at, event (saved, promoted, rolled back to), version, reason."""
-    path = folder() / "history.jsonl"
-    return list(records.read(path)) if path.exists() else []
+    return list(records.read(*folder().glob("history.jsonl")))
 
 
 def _in_use() -> list[str]:

@@ -76,8 +76,7 @@ class Server:
     pid = property(lambda self: self._process.pid)
 
     def __init__(self, name, docs, file, what, access_log=False):
-        old = _running.get(name)
-        if old:
+        if old := _running.get(name):
             old.stop()
         self.name, self._docs, self._text = name, docs, ""
         self._folder, self._file = Path(tempfile.mkdtemp()), file
@@ -127,7 +126,7 @@ class Server:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def log(self, last=20):
-        """Return the last lines of what the server printed, as text; every request is one line."""
+        """Return the last lines of what the server printed, as text; with access_log, each request is one."""
         if self._folder.exists():
             text = (self._folder / "log").read_text(encoding="utf-8", errors="replace")
             self._text = text.replace(f'File "{self._file}", line', f"{Path(self._file).name}, line")
@@ -171,10 +170,7 @@ def listen(port, host="127.0.0.1"):
 
 
 def serve(listener, workers=1, ready=None):
-    """Serve the production API on the socket, in `workers` processes, until told to stop.
-
-    `ready`, an async function, is called when all of them answer.
-    """
+    """Serve the production API in `workers` processes until told to stop; `await ready()` once all answer."""
     import uvicorn
     from workshop import registry
 
@@ -220,12 +216,11 @@ def _main(folder, parent, port, file, what, access_log):
     if not file:
         return serve(listener, what, ready)
     import uvicorn
-    from fastapi import FastAPI
     from workshop.web import for_browsers
     module = sys.modules["app_cell"] = types.ModuleType("app_cell")
     module.__file__ = file
     exec(compile(Path(file).read_bytes(), file, "exec"), vars(module))
-    apps = [value for name, value in vars(module).items() if isinstance(value, FastAPI) and name in what]
+    apps = [value for name, value in vars(module).items() if name in what and hasattr(value, "openapi_url")]
     if not apps:
         sys.exit("There is no FastAPI app where its first endpoint stands: keep them together.")
     uvicorn.Server(uvicorn.Config(for_browsers(apps[0]), use_colors=False, access_log=access_log,

@@ -1,5 +1,6 @@
 """The storms: read and check NOAA's archive, HURDAT2 (see data/README.md), and build training examples."""
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -7,16 +8,12 @@ import pandas as pd
 
 from workshop import ROOT
 
-DATA = Path(ROOT) / "data"
-STATUS = {"TD": "tropical depression", "TS": "tropical storm", "HU": "hurricane", "EX": "extratropical",
-          "SD": "subtropical depression", "SS": "subtropical storm", "LO": "other low",
-          "WV": "tropical wave", "DB": "disturbance"}
+DATA = Path(ROOT, "data")
+ARCHIVE = tomllib.loads(Path(__file__).with_name("archive.toml").read_text(encoding="utf-8"))
+STATUS, LIMITS = ARCHIVE["status"], ARCHIVE["limits"]
 # The National Hurricane Center scores forecasts of tropical and subtropical systems only.
 VERIFIED = [STATUS[code] for code in ("TD", "TS", "HU", "SD", "SS")]
 STATE = ["latitude", "longitude", "wind_kt", "pressure_hpa"]
-LIMITS = {"season": (1851, 2100), "latitude": (-90, 90), "longitude": (-180, 180), "wind_kt": (0, 250),
-          "pressure_hpa": (800, 1100), "tropical_storm_diameter_nmi": (0, 4000),
-          "hurricane_diameter_nmi": (0, 4000)}  # what can be, with a margin
 COLUMNS = ["storm_id", "name", "season", "time", "status", *list(LIMITS)[1:]]
 
 
@@ -33,30 +30,22 @@ def load_storms(path=DATA / "storms.csv") -> pd.DataFrame:
     text = text[COLUMNS]
     storms = text.assign(status=text.status.where(text.status.isin(STATUS.values())),
                          time=pd.to_datetime(text.time, format="ISO8601", utc=True, errors="coerce"))
+    right = {"time": "one like 2005-12-30T00:00Z", "status": f"one of {', '.join(STATUS.values())}"}
     for column, (low, high) in LIMITS.items():
         value = pd.to_numeric(text[column], errors="coerce").astype(float)
-        storms[column] = value.where(value.between(low, high))
+        storms[column], right[column] = value.where(value.between(low, high)), f"{low} to {high}"
     # NaN is what made no sense or was cut off. Only wind, pressure and diameters may be empty, for unknown.
     wrong = (storms.isna() | text.eq("")) & ~(text.eq("") & np.isin(COLUMNS, COLUMNS[7:]))
     for row, at in np.argwhere(wrong)[:1]:
-        words = {column: f"{low} to {high}" for column, (low, high) in LIMITS.items()}
-        words |= {"time": "one like 2005-12-30T00:00Z", "status": f"one of {', '.join(STATUS.values())}"}
-        raise ValueError(f"{path}, line {row + 2}: {COLUMNS[at]} is {text.fillna('').iat[row, at]!r}, "
-                         f"expected {words.get(COLUMNS[at], 'a text')}")
+        found, expected = text.fillna("").iat[row, at], right.get(COLUMNS[at], "a text")
+        raise ValueError(f"{path}, line {row + 2}: {COLUMNS[at]} is {found!r}, expected {expected}")
     return storms.astype({"season": int})
 
 
-def load_coastline(path=DATA / "coastline.csv") -> pd.DataFrame:
-    """Return the Atlantic basin's coast: longitude (°E) and latitude (°N), an empty row between two lines."""
-    return pd.read_csv(path, skip_blank_lines=False)
-
-
 def synoptic(storms: pd.DataFrame) -> pd.DataFrame:
-    """Keep the records of 00, 06, 12 and 18 UTC, the first where a storm has two in one hour.
-
-    The archive adds landfalls and other moments. The shipped file has lost the minutes, so that one at 06:20
-    reads as a second record of 06:00; the archive is in order of time: the first is the six-hourly one.
-    """
+    """Keep the records of 00, 06, 12 and 18 UTC, the first where a storm has two in one hour."""
+    # The archive adds landfalls and other moments. The shipped file has lost the minutes, so that one at
+    # 06:20 reads as a second record of 06:00; the archive is in order of time: the first is the six-hourly.
     hour = storms.time.dt.floor("h")
     return storms[hour.dt.hour % 6 == 0].assign(time=hour).drop_duplicates(["storm_id", "time"])
 
@@ -74,20 +63,8 @@ def build_examples(storms: pd.DataFrame, with_truth=True) -> pd.DataFrame:
     earlier = records[["storm_id", "time", *STATE]].assign(time=records.time + pd.Timedelta(hours=12))
     later = now[["storm_id", "time", "wind_kt"]].assign(time=now.time - pd.Timedelta(hours=24))
     examples = now.merge(earlier, on=["storm_id", "time"], suffixes=("", "_12h_ago"))
-    return examples.merge(later, "inner" if with_truth else "left", ["storm_id", "time"],
-                          suffixes=("", "_in_24h"))
-
-
-HEADER = re.compile(r"([A-Z]{2}\d\d((?:18|19|20)\d\d)),([A-Z][A-Z0-9 -]*),([1-9]\d{0,2})")
-# A record's fields: what each one is, how it looks, and the same in words.
-FIELDS = [("date", r"\d{8}", "YYYYMMDD"), ("time", r"\d{4}", "HHMM"),
-          ("record identifier", "[CGILPRSTW]?", "one of C G I L P R S T W or nothing"),
-          ("status", "|".join(STATUS), f"one of {' '.join(STATUS)}"),
-          ("latitude", r"[0-8]?\d\.\d[NS]", "0.0 to 89.9 and N or S"),
-          ("longitude", r"([0-2]?\d?\d|3[0-5]\d)\.\d[EW]", "0.0 to 359.9 and E or W"),
-          ("wind", r"-99|1?\d?\d|2[0-4]\d", "0 to 249, or -99 where unknown"),
-          ("pressure", r"-999|[89]\d\d|10\d\d", "800 to 1099, or -999 where unknown"),
-          *[("wind radius", r"-999|1?\d{1,3}", "0 to 1999, or -999 where unknown")] * 13]
+    how = "inner" if with_truth else "left"
+    return examples.merge(later, how, ["storm_id", "time"], suffixes=("", "_in_24h"))
 
 
 def read_hurdat2(path) -> pd.DataFrame:
@@ -104,8 +81,9 @@ def read_hurdat2(path) -> pd.DataFrame:
     lines = ((at, [field.strip() for field in line.strip().removesuffix(",").split(",")])
              for at, line in enumerate(lines, 1) if line.strip())
     rows, storm_ids, number = [], {}, 1
+    looks = ARCHIVE["fields"] + ARCHIVE["fields"][-1:] * 12  # the last are 13 wind radii
     for number, fields in lines:
-        header = HEADER.fullmatch(",".join(fields))
+        header = re.fullmatch(ARCHIVE["header"], ",".join(fields))
         expect(header, repr(",".join(fields)[:60]), "the next header, such as 'AL022023, ARLENE, 15,'")
         identifier, season, count = header[1], int(header[2]), int(header[4])
         name = identifier if header[3] == "UNNAMED" else header[3].title()
@@ -117,7 +95,7 @@ def read_hurdat2(path) -> pd.DataFrame:
             number, fields = next(lines, (number + 1, ["the end of the file"]))
             expect(len(fields) in (20, 21), repr(",".join(fields)[:60]),
                    f"a record of 20 or 21 fields: {left} more of the {count} of {identifier}")
-            for field, (what, pattern, words) in zip(fields, FIELDS):
+            for field, (what, pattern, words) in zip(fields, looks):
                 expect(re.fullmatch(pattern, field), f"{what} {field!r}", words)
             previous, digits = time, "".join(fields[:2])
             time = pd.to_datetime(digits, format="%Y%m%d%H%M", utc=True, errors="coerce")  # NaT is not after

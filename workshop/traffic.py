@@ -35,10 +35,9 @@ def send(target, bodies, path="/forecast", connections=8, rate=None, seconds=0.6
     `server`, its place in the list. Raises ValueError for another machine, or too much for a shared one.
     """
     urls, bodies = [_on_this_machine(one, path) for one in np.atleast_1d(target)], list(bodies)
-    for name, value in {"connections": connections, "rate": rate, "seconds": seconds, "targets": len(urls),
-                        "bodies": len(bodies)}.items():
-        if value is not None and not 0 < value <= MOST[name]:
-            raise ValueError(f"{name} is {value}; it should be more than 0, and {MOST[name]:,} at the most.")
+    for (name, most), value in zip(MOST.items(), [connections, rate, seconds, len(urls), len(bodies)]):
+        if value is not None and not 0 < value <= most:
+            raise ValueError(f"{name} is {value}; it should be more than 0, and {most:,} at the most.")
     task = json.dumps([urls, bodies, connections, rate, seconds], default=float)
     client = _waiting.pop() if _waiting else subprocess.Popen(
         [sys.executable, "-m", "workshop.traffic"], cwd=ROOT, text=True, stdin=subprocess.PIPE,
@@ -100,13 +99,12 @@ def _on_this_machine(target, path):
 
 def _cpu_s(target):
     """Return the processor seconds that the servers, with all their workers, have used; NaN if not known."""
-    try:
+    with suppress(AttributeError, psutil.NoSuchProcess):
         parents = [psutil.Process(one.pid) for one in np.atleast_1d(target)]
         times = [one.cpu_times() for parent in parents for one in [parent, *parent.children(recursive=True)]]
-        ended = any(parent.status() == psutil.STATUS_ZOMBIE for parent in parents)
-    except (AttributeError, psutil.NoSuchProcess):
-        ended = True
-    return float("nan") if ended else sum(time.user + time.system for time in times)
+        if not any(parent.status() == psutil.STATUS_ZOMBIE for parent in parents):
+            return sum(time.user + time.system for time in times)
+    return float("nan")
 
 
 async def _client(urls, bodies, connections, rate, seconds):

@@ -8,7 +8,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.staticfiles import StaticFiles
 
 
-def for_browsers(app, words={}):
+def for_browsers(app, words=()):
     """Return the FastAPI `app`, with docs that need no web, behind a proxy's prefix too, and no /redoc.
 
     Every input that it refuses gets a 422 that can be sent: FastAPI repeats the input, and fails with a 500

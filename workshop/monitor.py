@@ -1,0 +1,60 @@
+"""Monitoring (notebook 07): the forecast log as a table, drift between clients, scores with intervals."""
+# The rows of one storm resemble each other: where chance is imitated, whole storms are drawn.
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from workshop import records
+from workshop.forecaster import INPUTS
+
+
+def read_log(*paths) -> pd.DataFrame:
+    """Return forecast logs as a table: one row a forecast, or a refused request, by the time of the storms.
+
+    Columns: `at`, `request_id`, `client`, `status` (200 where a forecast was given), `refused` (why not); the
+    storm as it was sent; the forecast, its winds as `wind_kt_in_24h`, `..._low`, `..._high`, knots. Times are
+    UTC. A refused request, whose storm is not in the log (NaN), has the time of its client's last forecast.
+    """
+    rows = [{"status": 200} | line | line.get("storm", {}) | {
+        name.replace("wind_kt", "wind_kt_in_24h"): value for name, value in line.get("forecast", {}).items()}
+        for line in records.read(*paths)]
+    numbers = [*INPUTS, "wind_kt_in_24h", "wind_kt_in_24h_low", "wind_kt_in_24h_high"]
+    log = pd.DataFrame(rows, columns=["at", "request_id", "client", "status", "refused", "time", *numbers,
+                                      "category", "model_version"]).astype(dict.fromkeys(numbers, float))
+    log = log.sort_values("at", kind="stable", ignore_index=True)
+    log["time"] = pd.to_datetime(log.time, utc=True, format="ISO8601")
+    log["time"] = log.time.groupby(log.client, dropna=False).ffill().fillna(log.time.min())
+    return log.sort_values("time", kind="stable", ignore_index=True)
+
+
+def drift(signals, client, window=80) -> pd.DataFrame:
+    """Return how far each row's client is from all others, in a column for each of the `signals`.
+
+    That is the mean of its last `window` values, less the mean of the others' last two windows; NaN as long
+    as there are fewer. What changes for all, as the weather does, cancels out.
+    """
+    apart = pd.DataFrame(np.nan, signals.index, signals.columns)
+    for name in client.dropna().unique():
+        for column, values in signals.items():
+            own = values[client == name].dropna().rolling(window).mean()
+            others = values[client != name].dropna().rolling(2 * window).mean()
+            apart.loc[own.index, column] = own - others.reindex(signals.index).ffill()[own.index]
+    return apart.round(9)  # or a rolling mean of zeros might be 1e-17
+
+
+def scores(values, storm_id, by, resamples=1000) -> pd.DataFrame:
+    """Return the mean of each column of `values` (a row a forecast), in groups `by`, with a 95 % interval.
+
+    Columns: (name, "mean" | "low" | "high"). The interval comes from drawing the group's storms anew, and
+    is somewhat too narrow where they are few; NaN where there is one.
+    """
+    rows, mean = {}, lambda total, count, axis: total.sum(axis) / count.sum(axis)
+    for group, part in values.groupby(by):
+        storms = part.groupby(storm_id)
+        for name, total in storms.sum().items():
+            low, high = (np.nan, np.nan) if len(total) < 2 else stats.bootstrap(
+                (total, storms.size()), mean, paired=True, n_resamples=resamples, rng=0,
+                method="percentile").confidence_interval
+            rows.setdefault(group, {}).update({(name, "mean"): part[name].mean(), (name, "low"): low,
+                                               (name, "high"): high})
+    return pd.DataFrame(rows).T
