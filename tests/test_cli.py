@@ -51,6 +51,7 @@ def checkout(tmp_path):
     write_notebook(folder / "notebooks/01_fails.ipynb", "'fine'", "1 / 0")
     write_notebook(folder / "notebooks/02_fine.ipynb", "open('here.txt', 'w').close()")
     write_notebook(folder / "notebooks/jobs/nightly.ipynb", "'a job'")
+    Path(folder, "notebooks/jobs/nightly.cron").write_text("0 3 * * * true\n")
     return folder
 
 
@@ -204,7 +205,8 @@ def test_the_learners_copy_has_no_outputs_and_is_never_overwritten(checkout, sur
         assert workshop(checkout, "lab", env=on_a_hub).returncode == 0
         assert mine.read_text() == "my own words"
         copies = sorted(str(path.relative_to(mine.parent)) for path in mine.parent.rglob("*.*"))
-        assert copies == ["00_start_here.ipynb", "01_fails.ipynb", "02_fine.ipynb", "jobs/nightly.ipynb"]
+        assert copies == ["00_start_here.ipynb", "01_fails.ipynb", "02_fine.ipynb", "jobs/nightly.cron",
+                          "jobs/nightly.ipynb"]
     notebook = nbformat.read(mine.with_name("00_start_here.ipynb"), 4)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "production-ml"

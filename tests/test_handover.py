@@ -68,6 +68,22 @@ def test_estimator_file_and_function_agree_on_every_example_of_the_archive(examp
         assert np.abs(winds - by_estimator).max() <= 0.01
 
 
+@pytest.mark.parametrize("last_season", [1979, 1984])
+def test_a_model_of_few_seasons_agrees_with_its_file_on_values_it_has_never_seen(examples, last_season):
+    """A threshold lies between two values, in float64; rounded up in the file, it would be one of them."""
+    model, inputs = train(examples, last_season), features(examples)
+    before = model.predict(inputs)
+    its_file = ModelFile(handover.with_card(handover.to_onnx(model), {"version": "young"}))
+    assert np.abs(its_file.predict(inputs) - before.to_numpy()).max() <= 0.01
+    assert model.predict(inputs).equals(before), "handing over changes nothing in the model itself"
+
+
+def test_a_model_of_early_seasons_has_examples_on_its_card_too(examples):
+    known = examples[examples.season <= 1984]
+    card = handover.facts(train(known, 1984), known, "1975-1984")
+    assert len(card["examples"]) == 2 and all(Storm(**one["storm"]) for one in card["examples"])
+
+
 def test_a_model_trained_on_float64_would_disagree_with_its_file(examples, model):
     """So the test above can fail: thresholds then fall between numbers that are one number in float32."""
     columns = forecaster.features(examples.time.dt.day_of_year, *(examples[name] for name in INPUTS))

@@ -56,13 +56,15 @@ def test_the_log_is_in_the_order_of_the_storms_times_whatever_the_order_of_askin
     assert log.time.dt.hour.iloc[0] == 10, "in UTC, whatever zone the client has used"
 
 
-def test_a_refused_request_stands_after_the_last_forecast_of_its_own_client(log_of):
-    log = log_of(answered("2026-01-01T00:00:00.000Z", "2005-08-28T12:00:00Z", "ship"),
-                 answered("2026-01-01T00:00:01.000Z", "2010-08-28T12:00:00Z", "app"),
-                 refused("2026-01-01T00:00:02.000Z", "ship"),
-                 answered("2026-01-01T00:00:03.000Z", "2007-08-28T12:00:00Z", "ship"))
-    assert list(zip(log.client, log.status)) == [("ship", 200), ("ship", 422), ("ship", 200), ("app", 200)]
-    assert np.isnan(log.wind_kt[1]) and log.time[1] == log.time[0]
+def test_a_refused_request_has_the_time_of_the_forecast_before_it_whoever_asked(log_of):
+    log = log_of(refused("2026-01-01T00:00:00.000Z", "app"),
+                 answered("2026-01-01T00:00:01.000Z", "2005-08-28T12:00:00Z", "ship"),
+                 refused("2026-01-01T00:00:03.000Z", "app"),
+                 answered("2026-01-01T00:00:04.000Z", "2005-08-29T12:00:00Z", "ship"),
+                 answered("2026-01-01T00:00:05.000Z", "2004-08-29T12:00:00Z", "newspaper"))
+    assert list(zip(log.client, log.status)) == [("newspaper", 200), ("app", 422), ("ship", 200), ("app", 422),
+                                                 ("ship", 200)]
+    assert log.time[1] == log.time[2] == log.time[3] and log.wind_kt[[1, 3]].isna().all()
 
 
 def test_logs_of_refused_requests_only_and_of_nobody_in_particular_can_be_read(log_of):

@@ -29,8 +29,8 @@ def put_kernel():
 
 
 def learners_copy():
-    """Copy the notebooks, without their outputs, to my_work/; whatever is there already stays as it is."""
-    for source in (path for kind in ("ipynb", "png", "svg") for path in NOTEBOOKS.rglob("*." + kind)):
+    """Copy notebooks/ to my_work/, the notebooks without outputs; what is there already stays as it is."""
+    for source in filter(Path.is_file, NOTEBOOKS.rglob("*")):
         target = START.parent / source.relative_to(NOTEBOOKS)
         if os.path.lexists(target) or ".ipynb_checkpoints" in target.parts:
             continue

@@ -19,7 +19,6 @@ FEATURES = {"days_from_peak": "days", "latitude": "°N", "longitude": "°E", "wi
             "moved_east_deg": "degrees of latitude (60 nautical miles) in 12 hours"}
 # Saffir-Simpson, in knots. Source: National Hurricane Center, https://www.nhc.noaa.gov/aboutsshws.php
 EDGES_KT = (34, 64, 83, 96, 113, 137)
-DAY = timedelta(hours=24)
 CATEGORIES = ("tropical depression", "tropical storm", *(f"category {number}" for number in range(1, 6)))
 # What no storm of the archive 1975-2022 has done in 12 hours, with a margin. The records: about 1,470 km
 # (Irene, 1999), +75 kt (Wilma, 2005), -95 kt (Iris, 2001).
@@ -140,7 +139,7 @@ def forecasts(storms: list[Storm], model: ModelFile) -> list[Forecast]:
     else:
         inputs = [features(day, *(math.nan if number is None else number for number in state))
                   for day, state in zip(days, states)]
-    return [Forecast(valid_time=time + DAY, wind_kt=middle, wind_kt_low=low, wind_kt_high=high,
+    return [Forecast(valid_time=time + timedelta(days=1), wind_kt=middle, wind_kt_low=low, wind_kt_high=high,
                      category=category(middle), model_version=model.version)
             for time, (low, middle, high) in zip(times, model.predict(inputs).round(2).tolist())]
 

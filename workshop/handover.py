@@ -61,7 +61,7 @@ def facts(model: IntervalModel, examples: pd.DataFrame, version: str) -> dict:
         "examples": [{"name": f"{row['name']}, {row.season:.0f}{' (trained on)' * (row.season <= last)}",
                       "storm": {"time": f"{row.time:%Y-%m-%dT%H:%M:%SZ}", **row[list(INPUTS)]},
                       "wind_kt_in_24h": row.wind_kt_in_24h}
-                     for _, row in shown.iterrows()]}
+                     for _, row in (examples.nlargest(2, "wind_kt") if shown.empty else shown).iterrows()]}
 
 
 def to_onnx(model: IntervalModel) -> onnx.ModelProto:
@@ -69,8 +69,11 @@ def to_onnx(model: IntervalModel) -> onnx.ModelProto:
     # IntervalModel.predict once more, in ONNX's own words; the changes low, middle, high come from the trees.
     graph = (Path(__file__).parent / "interval.onnx.txt").read_text(encoding="utf-8")
     proto = onnx.parser.parse_model(graph % tuple(map(float, model.margin_kt)))
-    for name in ("low", "middle", "high"):
-        part = skl2onnx.to_onnx(getattr(model, name), np.zeros((1, 9), np.float32), target_opset=OPSETS)
+    for name, estimator in [(name, getattr(model, name)) for name in ("low", "middle", "high")]:
+        for tree, in estimator._predictors:  # the file's are float32: rounded down, no float32 changes sides
+            exact, near = tree.nodes["num_threshold"], tree.nodes["num_threshold"].astype("float32")
+            exact[:] = np.where(near > exact, np.nextafter(near, np.float32("-inf")), near)
+        part = skl2onnx.to_onnx(estimator, np.zeros((1, 9), np.float32), target_opset=OPSETS)
         trees, = part.graph.node
         trees.input[0], trees.output[0], trees.name = "features", name, name
         proto.graph.node.insert(0, trees)

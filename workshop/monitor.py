@@ -13,7 +13,7 @@ def read_log(*paths) -> pd.DataFrame:
 
     Columns: `at`, `request_id`, `client`, `status` (200 where a forecast was given), `refused` (why not); the
     storm as it was sent; the forecast, its winds as `wind_kt_in_24h`, `..._low`, `..._high`, knots. Times are
-    UTC. A refused request, whose storm is not in the log (NaN), has the time of its client's last forecast.
+    UTC. A refused request, whose storm is not in the log (NaN), has the time of the forecast before it.
     """
     rows = [{"status": 200} | line | line.get("storm", {}) | {
         name.replace("wind_kt", "wind_kt_in_24h"): value for name, value in line.get("forecast", {}).items()}
@@ -22,8 +22,7 @@ def read_log(*paths) -> pd.DataFrame:
     log = pd.DataFrame(rows, columns=["at", "request_id", "client", "status", "refused", "time", *numbers,
                                       "category", "model_version"]).astype(dict.fromkeys(numbers, float))
     log = log.sort_values("at", kind="stable", ignore_index=True)
-    log["time"] = pd.to_datetime(log.time, utc=True, format="ISO8601")
-    log["time"] = log.time.groupby(log.client, dropna=False).ffill().fillna(log.time.min())
+    log["time"] = pd.to_datetime(log.time, utc=True, format="ISO8601").ffill().bfill()
     return log.sort_values("time", kind="stable", ignore_index=True)
 
 
