@@ -209,8 +209,8 @@ ANSWERS = {
                   COVERAGE + "(low <= truth).mean()",
                   COVERAGE + "((low <= truth) | (truth <= high)).mean()",
                   COVERAGE + "1 - truth.between(low, high).mean()",
-                  COVERAGE + "truth.between(low, high)",
-                  "def coverage(low, high, truth):\n    print(truth.between(low, high).mean())"],
+                  COVERAGE + "truth.between(low, high)"],
+        "nothing": ["def coverage(low, high, truth):\n    print(truth.between(low, high).mean())"],
         "error": [COVERAGE + "truth.inside(low, high).mean()"],
     },
     "03.1": {
@@ -307,7 +307,7 @@ ANSWERS = {
         "newspaper": [WHO + "{'ship': 'model', 'newspaper': 'the table', 'app': 'API'}",
                       WHO + "{'ship': 'model', 'newspaper': 'API', 'app': 'API'}"],
         "app": [WHO + "{'ship': 'model', 'newspaper': 'results', 'app': 'model'}"],
-        "error": [WHO + "['model', 'results', 'API']", WHO + "{'ship': 'model', 'app': 'API'}"],
+        "wrong": [WHO + "['model', 'results', 'API']", WHO + "'model results API'"],
     },
     "05.2": {
         "right": [COUNT + "sum(abs(a - b) > 0.01 for a, b in zip(first, second))",
@@ -317,7 +317,8 @@ ANSWERS = {
         "every_difference": [COUNT + "(first != second).sum()"],
         "not_a_number_of_rows": [COUNT + "np.mean(np.abs(first - second) > 0.01)",
                                  COUNT + "np.abs(first - second).max()"],
-        "wrong": [COUNT + "len(first)", COUNT + "print(3)", COUNT + "np.abs(first - second) > 0.01"],
+        "nothing": [COUNT + "print(3)"],
+        "wrong": [COUNT + "len(first)", COUNT + "np.abs(first - second) > 0.01"],
     },
     "05.3": {
         "right": [HARDEST + "max(results.storm_id[truth.notna()].unique(),"
@@ -343,8 +344,8 @@ ANSWERS = {
         "wrong": [WAIT + "users * requests_per_s", WAIT + "users / requests_per_s / 1000",
                   WAIT + "users // requests_per_s * 1000", WAIT + "1 / requests_per_s",
                   WAIT + "(users - 1) / requests_per_s * 1000",
-                  WAIT + "f'{1000 * users / requests_per_s} ms'",
-                  "def wait_ms(users, requests_per_s):\n    print(1000 * users / requests_per_s)"],
+                  WAIT + "f'{1000 * users / requests_per_s} ms'"],
+        "nothing": ["def wait_ms(users, requests_per_s):\n    print(1000 * users / requests_per_s)"],
         "error": ["def wait_ms(users):\n    return users * 10", "wait_ms = 640", WAIT + "user / 0"],
     },
     "06.2": {
@@ -410,12 +411,12 @@ ANSWERS = {
         "right": [ILL + "dict(zip('CBA', ('THREADS', 'Loads', 'waits')))",
                   ILL + "{'A': 'waits', 'B': 'loads', 'C': 'threads', 'rung 0': 'tables'}"],
         "A": [ILL + "{'A': 'loads', 'B': 'waits', 'C': 'threads'}",
-              ILL + "{'A': 'threads', 'B': 'threads', 'C': 'threads'}", ILL + "{'A': ''}"],
+              ILL + "{'A': 'threads', 'B': 'threads', 'C': 'threads'}", ILL + "{'A': ''}", ILL + "{'A': None}",
+              ILL + "{'a': 'waits', 'b': 'loads', 'c': 'threads'}",
+              ILL + "{'A': ['waits'], 'B': ['loads'], 'C': ['threads']}"],
         "B": [ILL + "{'A': 'waits', 'B': 'threads', 'C': 'loads'}", ILL + "{'A': 'waits', 'B': 'waits'}"],
-        "C": [ILL + "{'A': 'waits', 'B': 'loads', 'C': 'loads'}"],
-        "error": [ILL + "{'A': 'waits', 'B': 'loads'}", ILL + "['waits', 'loads', 'threads']",
-                  ILL + "{'a': 'waits', 'b': 'loads', 'c': 'threads'}", ILL + "{'A': None}",
-                  ILL + "{'A': ['waits'], 'B': ['loads'], 'C': ['threads']}", ILL + "'waits loads threads'"],
+        "C": [ILL + "{'A': 'waits', 'B': 'loads', 'C': 'loads'}", ILL + "{'A': 'waits', 'B': 'loads'}"],
+        "wrong": [ILL + "['waits', 'loads', 'threads']", ILL + "'waits loads threads'"],
     },
     "06.4": {
         "right": [WORKERS + "int(np.ceil(requests_per_s * service_ms / 1000 * 1.5))",
@@ -434,9 +435,9 @@ ANSWERS = {
         "milliseconds": [WORKERS + "math.ceil(requests_per_s * service_ms / (2 / 3))"],
         "wrong": [WORKERS + "math.ceil(requests_per_s * service_ms / 1000 * (2 / 3))",
                   WORKERS + "math.ceil(requests_per_s / service_ms / 1000 / (2 / 3))",
-                  WORKERS + "'15'", WORKERS + "[15, 1, 2]", WORKERS + "math.inf",
-                  "def workers_needed(requests_per_s, service_ms):\n"
-                  "    print(math.ceil(requests_per_s * service_ms / 1000 / (2 / 3)))"],
+                  WORKERS + "'15'", WORKERS + "[15, 1, 2]", WORKERS + "math.inf"],
+        "nothing": ["def workers_needed(requests_per_s, service_ms):\n"
+                    "    print(math.ceil(requests_per_s * service_ms / 1000 / (2 / 3)))"],
         "error": [WORKERS + "math.ceil(requests_per_s * cost_ms / 1000 / (2 / 3))",
                   "workers_needed = 15", WORKERS + "requests_per_s / 0"],
     },
@@ -454,6 +455,11 @@ ANSWERS = {
         "means_of_storms": [DRAW + "by.mean().loc[list(drawn)].mean()",
                             DRAW + "np.mean([by.get_group(storm).mean() for storm in drawn])"],
         "all_rows": [DRAW + "table.error_kt.mean()"],
+        "divided_wrongly": [DRAW + "by.sum().loc[list(drawn)].sum() / len(table)",
+                            DRAW + "by.sum().loc[list(drawn)].sum() / len(drawn)"],
+        "early_return": ["def resampled_mean(table, drawn):\n    for storm in drawn:\n"
+                         "        return table[table.storm_id == storm].error_kt.mean()"],
+        "nothing": ["def resampled_mean(table, drawn):\n    print(table.error_kt.mean())"],
         "wrong": [DRAW + "by.mean()", DRAW + "by.sum().loc[list(drawn)].sum()", DRAW + "0"],
         "error": [DRAW + "table.loc[drawn].error_kt.mean()"],
     },
@@ -462,12 +468,12 @@ ANSWERS = {
                   SICK + "dict(C='Miles', A='STUCK', B='sign')"],
         "A": [SICK + "{'A': 'gone', 'B': 'sign', 'C': 'miles'}"],
         "B": [SICK + "{'A': 'stuck', 'B': 'version', 'C': 'miles'}"],
-        "C": [SICK + "{'A': 'stuck', 'B': 'sign', 'C': 'metres'}"],
-        "error": [SICK + "['stuck', 'sign', 'miles']", SICK + "{'A': 'stuck', 'B': 'sign'}"],
+        "C": [SICK + "{'A': 'stuck', 'B': 'sign', 'C': 'metres'}", SICK + "{'A': 'stuck', 'B': 'sign'}"],
+        "wrong": [SICK + "['stuck', 'sign', 'miles']"],
     },
     "07.3": {
         "right": [MEND + "storm | {name: round(storm[name] / 1.852 / 5) * 5 for name in storm if 'wind' in name}",
-                  "def mend(storm):\n    storm = dict(storm)\n"
+                  "def mend(storm):\n"
                   "    for name in ('wind_kt', 'wind_kt_12h_ago'):\n"
                   "        storm[name] = 5.0 * np.round(storm[name] * 0.54 / 5)\n    return storm"],
         "only_now": [MEND + "storm | {'wind_kt': 5 * round(storm['wind_kt'] / 1.852 / 5)}"],
@@ -485,7 +491,8 @@ ANSWERS = {
         "future": [KNOWN + "table.storm_id.isin(table.storm_id[table.season <= season].unique()[-storms:])",
                    KNOWN + "table.storm_id.isin(table.storm_id.unique()[-storms:])"],
         "first_storms": [KNOWN + "table.storm_id.isin(earlier.storm_id.unique()[:storms])"],
-        "rows_not_storms": [KNOWN + "table.index.isin(earlier.index[-storms:])"],
+        "rows_not_storms": [KNOWN + "table.index.isin(earlier.index[-storms:])",
+                            KNOWN + "table.storm_id.isin(earlier.storm_id[-storms:])"],
         "all_before": [KNOWN + "table.season < season"],
         "wrong": [KNOWN + "table.season >= season", KNOWN + "earlier.storm_id.unique()[-storms:]"],
         "error": [KNOWN + "table.storm_id.isin(earlier.storm.unique())"],
@@ -495,7 +502,8 @@ ANSWERS = {
                   "    if high < 0:\n        return 'refuse'\n    return 'wait'",
                   DECIDE + "{(1, 1): 'promote', (-1, -1): 'refuse'}.get((np.sign(low), np.sign(high)), 'wait')"],
         "from_one_end": [DECIDE + "'promote' if low > 0 else 'refuse'", DECIDE + "'promote' if high > 0 else 'refuse'",
-                         DECIDE + "'promote' if high > 0 else 'wait'"],
+                         DECIDE + "'promote' if high > 0 else 'wait'",
+                         DECIDE + "'promote' if low + high > 1 else 'refuse' if high < 0 else 'wait'"],
         "upside_down": [DECIDE + "'promote' if high < 0 else 'refuse' if low > 0 else 'wait'"],
         "wrong": [DECIDE + "'promote'", DECIDE + "low > 0"],
         "error": [DECIDE + "'promote' if mean > 0 else 'refuse'"],
@@ -676,7 +684,7 @@ def test_every_mistake_that_a_check_names_is_tried_and_has_its_own_hint(number):
 
 def test_every_mistake_that_is_common_to_all_exercises_is_tried():
     tried = {mistake for answers in ANSWERS.values() for mistake in answers}
-    assert lesson.COMMON.keys() - tried == {"untouched", "nothing"}, "these two have tests of their own"
+    assert lesson.COMMON.keys() - tried == {"untouched"}, "which has a test of its own"
 
 
 @each_exercise
