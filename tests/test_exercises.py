@@ -4,6 +4,7 @@ Starters, checks and solutions are read from the notebooks; answers are written 
 """
 import ast
 import importlib.util
+import re
 import time
 from pathlib import Path
 from textwrap import dedent
@@ -84,6 +85,18 @@ BEFORE = {
         faults = ["metres", "miles", "sign", "stuck", "gone", "version"]
         patients = dict(zip("ABC", random.Random(41).sample(faults, 3)))""",
     "08": "import numpy as np, pandas as pd\nfrom workshop import registry",
+    "09": """
+        import numpy as np, pandas as pd
+        from sklearn.ensemble import HistGradientBoostingClassifier
+        from sklearn.linear_model import LogisticRegression
+        from workshop import model as models
+        from workshop.storms import build_examples, load_storms
+        examples = build_examples(load_storms())
+        def becomes_hurricane(examples):
+            return examples.wind_kt_in_24h >= 64
+        def fitted(last_season, classifier=HistGradientBoostingClassifier):
+            known = examples[examples.season <= last_season]
+            return classifier(random_state=0).fit(models.features(known), becomes_hurricane(known))""",
 }
 APP = """
 from fastapi import FastAPI
@@ -124,6 +137,13 @@ MEND = "def mend(storm):\n    return "
 KNOWN = "def known_before(table, season, storms):\n    earlier = table[table.season < season]\n    return "
 DECIDE = "def decide(low, high):\n    return "
 CALL = "def mend():\n    "
+LABEL = "def becomes_hurricane(table):\n    return "
+BRIER = "def brier_score(probability, happened):\n    return "
+CHANCE = "def hurricane_probability(storms):\n    return "
+GROUPS = "def reliability(probability, happened):\n    return happened.groupby("
+HURRICANE = "@app.post('/hurricane')\ndef post_hurricane("
+ROW = ("    row = pd.DataFrame([storm.model_dump()]).astype(dict.fromkeys(INPUTS, float))\n"
+       "    probability = classifier.predict_proba(models.features(row))[0, 1]\n")
 
 # "right": answers in other ways than the solution's; "wrong": what nobody foresaw; the rest by mistake.
 ANSWERS = {
@@ -515,6 +535,67 @@ ANSWERS = {
         "other_version": [CALL + "registry.promote('older', 'back to the roots')"],
         "error": [CALL + "registry.rollback('wrong name')", CALL + "registry.promote('1975-2010', 'once more')"],
     },
+    "09.1": {
+        "right": [LABEL + "~(table.wind_kt_in_24h < 64)", LABEL + "[wind >= 64 for wind in table.wind_kt_in_24h]",
+                  LABEL + "(table['wind_kt_in_24h'] >= 64).astype(int)"],
+        "edge": [LABEL + "table.wind_kt_in_24h > 64"],
+        "today": [LABEL + "table.wind_kt >= 64"],
+        "winds": [LABEL + "table.wind_kt_in_24h"],
+        "wrong": [LABEL + "table.wind_kt_in_24h < 64", LABEL + "(table.wind_kt_in_24h >= 64).mean()"],
+        "error": [LABEL + "table.wind_in_24h >= 64"],
+    },
+    "09.2": {
+        "right": [BRIER + "np.mean((happened - probability) ** 2)",
+                  BRIER + "sum((p - h) ** 2 for p, h in zip(probability, happened)) / len(happened)"],
+        "not_squared": [BRIER + "(probability - happened).abs().mean()", BRIER + "(probability - happened).mean()"],
+        "not_a_mean": [BRIER + "((probability - happened) ** 2).sum()"],
+        "root": [BRIER + "((probability - happened) ** 2).mean() ** 0.5"],
+        "wrong": [BRIER + "(probability - happened) ** 2", BRIER + "(probability == happened).mean()"],
+        "error": [BRIER + "(probability - truth).mean()"],
+    },
+    "09.3": {
+        "right": ["best = fitted(2014)\n" + CHANCE + "best.predict_proba(models.features(storms))[:, 1]",
+                  "best = fitted(2005)\n" + CHANCE + "list(best.predict_proba(models.features(storms)).T[1])"],
+        "yes_or_no": ["best = fitted(2014)\n" + CHANCE + "best.predict(models.features(storms))",
+                      CHANCE + "(storms.wind_kt >= 64).astype(float)"],
+        "knows_the_future": ["best = fitted(2022)\n" + CHANCE + "best.predict_proba(models.features(storms))[:, 1]"],
+        "worse_than_persistence": ["best = fitted(2014)\n"
+                                   + CHANCE + "best.predict_proba(models.features(storms))[:, 0]",
+                                   CHANCE + "np.linspace(0, 1, len(storms))"],
+        "wrong": [CHANCE + "0.4", "best = fitted(2014)\n" + CHANCE + "best.predict_proba(models.features(storms))",
+                  CHANCE + "storms.wind_kt"],
+        "error": [CHANCE + "becomes_hurricane(storms)"],
+    },
+    "09.4": {
+        "right": [GROUPS + "np.digitize(probability, [0.2, 0.4, 0.6, 0.8])).mean().tolist()",
+                  GROUPS + "pd.cut(probability, [-1, 0.2, 0.4, 0.6, 0.8, 2], right=False)).mean()",
+                  "def reliability(probability, happened):\n"
+                  "    group = (probability * 5).astype(int).clip(upper=4)\n"
+                  "    return [happened[group == number].mean() for number in range(5)]"],
+        "edges_below": [GROUPS + "pd.cut(probability, [-0.1, 0.2, 0.4, 0.6, 0.8, 1])).mean().tolist()"],
+        "six_groups": [GROUPS + "np.floor(probability * 5)).mean().tolist()"],
+        "said_not_happened": ["def reliability(probability, happened):\n"
+                              "    return probability.groupby((probability * 5).astype(int).clip(upper=4)).mean().tolist()"],
+        "counts": [GROUPS + "(probability * 5).astype(int).clip(upper=4)).sum().tolist()",
+                   GROUPS + "(probability * 5).astype(int).clip(upper=4)).size().tolist()"],
+        "wrong": [GROUPS + "probability.round()).mean().tolist()", GROUPS + "pd.qcut(probability, 5)).mean().tolist()"],
+        "error": [GROUPS + "group).mean()"],
+    },
+    "09.5": {
+        "right": [HURRICANE + "storm: Storm) -> dict:\n" + ROW + "    return {'probability': float(probability)}",
+                  HURRICANE + "case: Storm):\n    storm = case\n" + ROW
+                  + "    return {'probability': probability.item(), 'model': 'mine'}"],
+        "status_404": ["@app.post('/hurricanes')\ndef post(storm: Storm):\n    return {'probability': 0.5}"],
+        "status_405": ["@app.get('/hurricane')\ndef get():\n    return {'probability': 0.5}"],
+        "status_422": [HURRICANE + "storms: list[Storm]):\n    return {'probability': 0.5}"],
+        "status_500": [HURRICANE + "storm: Storm):\n    return {'probability': classifier.predict_proba(storm)}"],
+        "no_pressure": [HURRICANE + "storm: Storm):\n"
+                        "    return {'probability': (1013 - storm.pressure_hpa + storm.wind_kt) / 500}"],
+        "not_typed": [HURRICANE + "storm: dict):\n    return {'probability': storm.get('wind_kt', 0) / 200}"],
+        "wrong": [HURRICANE + "storm: Storm):\n    return {'probability': 0.5}",
+                  HURRICANE + "storm: Storm):\n    return {'probability': storm.wind_kt}"],
+        "error": [HURRICANE + "storm: Storm):\n    return {'p': 0.5}"],
+    },
 }
 CASES = [(number, mistake, text)
          for number in ANSWERS for mistake, texts in ANSWERS[number].items() for text in texts]
@@ -540,6 +621,9 @@ def course(tmp_path_factory):
         (folder / name).mkdir()
     model = train(lesson.examples())
     joblib.dump(model, folder / "results" / "model.joblib")
+    names = {}
+    exec(dedent(BEFORE["09"]), names)
+    joblib.dump(names["fitted"](2014), folder / "results" / "hurricane.joblib")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKSHOP_MODEL_DIR", str(folder / "models"))
         registry.promote(registry.save(model, lesson.examples()), "the first one")
@@ -609,7 +693,7 @@ def learner(befores, request, monkeypatch):
         names = befores[number[:2]]
         if number == "04.1":
             names = names | {"server": request.getfixturevalue("live_server"), "ian": dict(names["ian"])}
-        if number[:2] == "06":
+        if number[:2] == "06" or number == "09.5":
             folder = request.getfixturevalue("course")
             monkeypatch.chdir(folder / "notebooks")
             monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(folder / "models"))
@@ -628,7 +712,8 @@ def learner(befores, request, monkeypatch):
 # --- the form ---
 
 def test_the_checks_and_the_notebooks_know_the_same_exercises_and_each_notebook_has_two():
-    assert sorted(EXERCISES) == sorted(lesson.EXERCISES) == sorted(lesson.WORDS) == sorted(ANSWERS)
+    known = [number for number in sorted(lesson.EXERCISES) if number not in lesson.QUESTIONS]
+    assert sorted(EXERCISES) == known == sorted(lesson.WORDS.keys() - lesson.QUESTIONS) == sorted(ANSWERS)
     for number, (notebook, *_) in EXERCISES.items():
         assert number[:2] == notebook[:2]
     for notebook in BEFORE:
@@ -684,7 +769,7 @@ def test_every_mistake_that_a_check_names_is_tried_and_has_its_own_hint(number):
 
 def test_every_mistake_that_is_common_to_all_exercises_is_tried():
     tried = {mistake for answers in ANSWERS.values() for mistake in answers}
-    assert lesson.COMMON.keys() - tried == {"untouched"}, "which has a test of its own"
+    assert lesson.COMMON.keys() - tried == {"untouched", "choose"}, "these two have tests of their own"
 
 
 @each_exercise
@@ -704,6 +789,67 @@ def test_a_dict_of_which_a_part_is_still_to_be_filled_in_is_not_yet(learner):
     for number, text in (("05.1", WHO + "{'ship': 'model', 'newspaper': ..., 'app': ...}"),
                          ("06.3", ILL + "{'A': 'loads', 'B': 'waits', 'C': ...}")):
         assert learner(number).run(text).mistake == "untouched"
+
+
+# --- questions: two or more in each notebook, each letter with words of its own ---
+
+def read_questions():
+    """Every question of every notebook, by number: the text that asks, the cell that checks."""
+    found = {}
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        for ask, cell in zip(cells, cells[1:]):
+            if "quiz" in cell.metadata.get("tags", []):
+                found[re.search(r"### Question (\d\d\.[A-Z]) · ", ask.source)[1]] = path.name[:2], ask, cell
+    return found
+
+
+QUESTIONS = read_questions()
+
+
+def test_each_notebook_but_the_last_has_two_questions_and_the_checks_know_them_all():
+    assert sorted(QUESTIONS) == sorted(lesson.QUESTIONS)
+    for path in NOTEBOOKS[:-1]:
+        assert sum(number[:2] == notebook == path.name[:2] for number, (notebook, *_) in QUESTIONS.items()) >= 2
+
+
+@pytest.mark.parametrize("number", QUESTIONS)
+def test_a_question_says_why_for_each_of_its_letters_and_accepts_one(number):
+    _, ask, cell = QUESTIONS[number]
+    letters = re.findall(r"^- \*\*([a-z])\*\* \S", ask.source, re.M)
+    assert letters == ["a", "b", "c"] and cell.source.endswith(f'check("{number}", "")')
+    blank = lesson.check(number, "")
+    assert repr(blank) == repr(eval(cell.source.splitlines()[-1], {"check": lesson.check})) and repr(blank)[0] == "…"
+    results = [lesson.check(number, letter) for letter in letters]
+    assert sum(result.accepted for result in results) == 1 and len({result.text for result in results}) == 3
+    right, = (letter for letter, result in zip(letters, results) if result.accepted)
+    assert lesson.check(number, right.upper()).accepted
+    for odd in ("d", "ab", 1, None, ["a"]):
+        assert not lesson.check(number, odd).accepted
+
+
+def test_the_letters_that_are_right_are_of_all_kinds():
+    assert set(lesson.QUESTIONS.values()) == set("abc")
+
+
+# --- what was passed is kept with the learner's copy, and nowhere else ---
+
+def test_what_was_passed_is_written_down_in_the_learners_folder_alone(tmp_path, monkeypatch):
+    for name, kept in (("notebooks", False), ("my_work", True)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        lesson.check("03.1", category)
+        lesson.check("03.1", ...)
+        lesson.check("03.1", lambda wind_kt: "storm")
+        assert Path("progress.jsonl").exists() == kept
+    line, = records.read("progress.jsonl")
+    assert (line["exercise"], line["accepted"]) == ("03.1", True)
+
+
+def test_a_folder_that_cannot_be_written_to_does_not_spoil_a_check(tmp_path, monkeypatch):
+    (tmp_path / "my_work" / "progress.jsonl").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "my_work")
+    assert lesson.check("03.1", category).accepted
 
 
 # --- checks never raise, whatever the answer is or does ---

@@ -13,6 +13,7 @@ import time
 import tomllib
 import traceback
 from collections import namedtuple
+from contextlib import suppress
 from itertools import chain, takewhile
 from pathlib import Path
 from reprlib import repr as show  # short, and safe where the repr of a learner's object fails
@@ -21,10 +22,10 @@ from urllib.request import urlopen
 import numpy as np
 import pandas as pd
 
-from workshop import forecaster, registry, server, storms
+from workshop import forecaster, records, registry, server, storms
 
 WORDS = tomllib.loads(Path(__file__).with_name("hints.toml").read_text(encoding="utf-8"))
-COMMON, QUIZZES, CALLS = (WORDS.pop(name) for name in ("common", "quizzes", "calls"))
+COMMON, QUIZZES, CALLS, QUESTIONS = (WORDS.pop(name) for name in ("common", "quizzes", "calls", "questions"))
 EXERCISES, RESULTS = {}, {}  # by number: the function that checks it; the result of the last check
 BLANK = (lambda: None).__code__.co_code  # what a starter's body, three dots, is compiled to
 archive = functools.cache(storms.load_storms)
@@ -35,11 +36,12 @@ class Result(namedtuple("Result", "exercise accepted text mistake")):
     """What a check says. `mistake` is None if all is well, "wrong" if it is no mistake that has a name."""
 
     def __repr__(self):
-        mark = "✔" if self.accepted else "…" if self.mistake == "untouched" else "✘"
+        begun = self.mistake not in ("untouched", "choose")
+        mark = "✔" if self.accepted else "✘" if begun else "…"
         return f"{mark} {self.exercise}: {self.text}"
 
     def _repr_html_(self):
-        kind = "success" if self.accepted else "info" if self.mistake == "untouched" else "warning"
+        kind = {"✔": "success", "…": "info", "✘": "warning"}[repr(self)[0]]
         return f'<div class="alert alert-{kind}">{html.escape(repr(self))}</div>'
 
 
@@ -63,6 +65,9 @@ def check(number: str, answer) -> Result:
     name = name if name in words else "wrong"
     mistake = None if name == "right" else name
     RESULTS[number] = Result(number, name == "right", words[name].format(*details), mistake)
+    if name == "right" and Path.cwd().name == "my_work":  # the learner's copy: notebook 09 shows what was passed
+        with suppress(OSError), open("progress.jsonl", "ab") as file:
+            file.write(records.line(at=records.utc_now(), exercise=number, accepted=True))
     return RESULTS[number]
 
 
@@ -101,6 +106,14 @@ def quiz(right):
     return check
 
 
+def question(right):
+    """Return the check of a letter; each has its own words."""
+    def check(answer):
+        yield answer != "", "choose"
+        yield str(answer).lower() == right, str(answer).lower()
+    return check
+
+
 def made(part):
     """Return an argument of a call: a column for a list, a table for a text of several lines (CSV)."""
     table = isinstance(part, str) and "\n" in part
@@ -118,6 +131,7 @@ def called(cases, **answers):
 
 EXERCISES |= {number: quiz(right) for number, right in QUIZZES.items()}
 EXERCISES |= {number: called(**case) for number, case in CALLS.items()}
+EXERCISES |= {number: question(right) for number, right in QUESTIONS.items()}
 
 
 @exercise("01.1")
@@ -236,3 +250,30 @@ def mended(answer):
         yield time.monotonic() < deadline, "wrong"
     yield not now["refused_version"], "still_refused", now["refused_version"]
     yield now["model_version"] == good, "other_version", now["model_version"], good
+
+
+@exercise("09.3")
+def probabilities(answer):
+    late = examples()[examples().season >= 2015]
+    said = np.asarray(answer(late.drop(columns="wind_kt_in_24h")), float)
+    yield said.shape == (len(late),) and ((0 <= said) & (said <= 1)).all(), "wrong", show(said.tolist())
+    yield len(np.unique(said)) > 2, "yes_or_no"
+    score = ((said - (late.wind_kt_in_24h >= 64)) ** 2).mean()
+    yield score > 0.095, "knows_the_future", score
+    yield score < 0.174, "worse_than_persistence", score
+
+
+@exercise("09.5")
+def hurricane_api(app):
+    from fastapi.testclient import TestClient  # only here: it is slow to import
+    client = TestClient(app, raise_server_exceptions=False)
+    weak = dict(zip(forecaster.INPUTS, (20, -60, 40, 1000, 19.5, -59, 35, 1003)), time="2022-09-01T12:00Z")
+    strong = weak | {"wind_kt": 110, "wind_kt_12h_ago": 100, "pressure_hpa": 945, "pressure_hpa_12h_ago": 950}
+    one, other, unknown, wrong = (client.post("/hurricane", json=storm) for storm in (
+        weak, strong, weak | {"pressure_hpa": None}, {}))
+    yield len(app.routes) > 4, "untouched"  # FastAPI's own are four
+    yield one.status_code == 200, f"status_{one.status_code}", one.status_code
+    yield unknown.status_code == 200, "no_pressure"
+    yield wrong.status_code == 422, "not_typed"
+    low, high = (answer.json()["probability"] for answer in (one, other))
+    yield 0 <= low < high <= 1, "wrong", low, high
