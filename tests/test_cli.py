@@ -290,6 +290,17 @@ def test_run_executes_all_reports_and_goes_on_after_a_failure(checkout, surround
     assert strays == {checkout / "notebooks/here.txt"}  # the notebook's own, written in its folder
 
 
+def test_slides_runs_its_job_and_tells_it_where_to_write(checkout, surroundings, tmp_path):
+    job = nbformat.v4.new_code_cell("output_folder = 'nowhere'", metadata={"tags": ["parameters"]})
+    write = nbformat.v4.new_code_cell("open(output_folder + '/deck.html', 'w').close()")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=[job, write], metadata=kernel)
+    nbformat.write(notebook, checkout / "notebooks/jobs/slides.ipynb")
+    done = workshop(checkout, "slides", "--output", tmp_path / "talk", env=surroundings)
+    assert done.returncode == 0 and f"More in {tmp_path / 'talk'}" in done.stdout
+    assert (tmp_path / "talk/deck.html").exists() and not (checkout / "runs").exists()
+
+
 def test_run_takes_a_number_or_a_name_and_runs_a_notebook_once(checkout, surroundings):
     answer = workshop(checkout, "run", "2", "02", "02_fine", "notebooks/02_fine.ipynb", env=surroundings)
     assert answer.returncode == 0, answer

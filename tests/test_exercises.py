@@ -141,9 +141,6 @@ LABEL = "def becomes_hurricane(table):\n    return "
 BRIER = "def brier_score(probability, happened):\n    return "
 CHANCE = "def hurricane_probability(storms):\n    return "
 GROUPS = "def reliability(probability, happened):\n    return happened.groupby("
-HURRICANE = "@app.post('/hurricane')\ndef post_hurricane("
-ROW = ("    row = pd.DataFrame([storm.model_dump()]).astype(dict.fromkeys(INPUTS, float))\n"
-       "    probability = classifier.predict_proba(models.features(row))[0, 1]\n")
 
 # "right": answers in other ways than the solution's; "wrong": what nobody foresaw; the rest by mistake.
 ANSWERS = {
@@ -581,21 +578,6 @@ ANSWERS = {
         "wrong": [GROUPS + "probability.round()).mean().tolist()", GROUPS + "pd.qcut(probability, 5)).mean().tolist()"],
         "error": [GROUPS + "group).mean()"],
     },
-    "09.5": {
-        "right": [HURRICANE + "storm: Storm) -> dict:\n" + ROW + "    return {'probability': float(probability)}",
-                  HURRICANE + "case: Storm):\n    storm = case\n" + ROW
-                  + "    return {'probability': probability.item(), 'model': 'mine'}"],
-        "status_404": ["@app.post('/hurricanes')\ndef post(storm: Storm):\n    return {'probability': 0.5}"],
-        "status_405": ["@app.get('/hurricane')\ndef get():\n    return {'probability': 0.5}"],
-        "status_422": [HURRICANE + "storms: list[Storm]):\n    return {'probability': 0.5}"],
-        "status_500": [HURRICANE + "storm: Storm):\n    return {'probability': classifier.predict_proba(storm)}"],
-        "no_pressure": [HURRICANE + "storm: Storm):\n"
-                        "    return {'probability': (1013 - storm.pressure_hpa + storm.wind_kt) / 500}"],
-        "not_typed": [HURRICANE + "storm: dict):\n    return {'probability': storm.get('wind_kt', 0) / 200}"],
-        "wrong": [HURRICANE + "storm: Storm):\n    return {'probability': 0.5}",
-                  HURRICANE + "storm: Storm):\n    return {'probability': storm.wind_kt}"],
-        "error": [HURRICANE + "storm: Storm):\n    return {'p': 0.5}"],
-    },
 }
 CASES = [(number, mistake, text)
          for number in ANSWERS for mistake, texts in ANSWERS[number].items() for text in texts]
@@ -621,9 +603,6 @@ def course(tmp_path_factory):
         (folder / name).mkdir()
     model = train(lesson.examples())
     joblib.dump(model, folder / "results" / "model.joblib")
-    names = {}
-    exec(dedent(BEFORE["09"]), names)
-    joblib.dump(names["fitted"](2014), folder / "results" / "hurricane.joblib")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKSHOP_MODEL_DIR", str(folder / "models"))
         registry.promote(registry.save(model, lesson.examples()), "the first one")
@@ -693,7 +672,7 @@ def learner(befores, request, monkeypatch):
         names = befores[number[:2]]
         if number == "04.1":
             names = names | {"server": request.getfixturevalue("live_server"), "ian": dict(names["ian"])}
-        if number[:2] == "06" or number == "09.5":
+        if number[:2] == "06":
             folder = request.getfixturevalue("course")
             monkeypatch.chdir(folder / "notebooks")
             monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(folder / "models"))

@@ -65,7 +65,7 @@ def main(args):
     """Run a verb and return its exit code. Help, a wrong verb and the doctor need no environment."""
     from workshop import cli
     setup, inside = args[:1] == ["setup"], os.path.realpath(sys.prefix) == os.path.realpath(str(VENV))
-    bare = not {"setup", "lab", "test", "run", "serve"} & set(args[:1]) or {"-h", "--help"} & set(args)
+    bare = not set("setup lab test run slides serve".split()) & set(args[:1]) or {"-h", "--help"} & set(args)
     if bare or (inside and finished() and not setup) or not doctor.lacking():
         return cli.main(args)
     if setup or not finished():

@@ -1,6 +1,8 @@
 """The production API: the function, and what a service needs beside it; the verb `serve` runs it."""
 import asyncio
+import gc
 import hmac
+import multiprocessing
 import os
 import re
 import time
@@ -92,7 +94,8 @@ class Service:
 
     async def look_around(self):
         """For ever: keep the books, and use the version that the registry names; a damaged one is refused."""
-        while True:
+        supervisor = multiprocessing.parent_process()  # where this is one of several workers
+        while not supervisor or supervisor.is_alive():
             await asyncio.sleep(0.2)
             wanted = self.model.version
             try:
@@ -104,6 +107,7 @@ class Service:
                 if wanted != self.model.version:
                     say({"event": f"version refused: {error}"})
             self.refused = wanted if wanted != self.model.version else None
+        os._exit(1)  # nobody is there any more to end it
 
     def observed(self, app):
         """ASGI middleware: give each request an id and limits, log refusals, note what becomes of it."""
@@ -166,6 +170,9 @@ def create_app() -> FastAPI:
 
     @asynccontextmanager
     async def following(app):
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: don't look through it again and again for what may go
+        gc.set_threshold(20_000)
         task = asyncio.create_task(service.look_around())
         yield
         task.cancel()

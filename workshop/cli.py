@@ -76,11 +76,11 @@ def lab(port, browser):
               env | {"JUPYTER_CONFIG_DIR": str(settings)})
 
 
-def run(names, output):
-    """Execute notebooks, each in its own kernel; returns 1 if one failed, 2 if there is no such notebook."""
+def run(names, output, job=None):
+    """Execute notebooks, or a job, each in its own kernel; returns 1 if one failed, 2 if there is no such."""
     import pandas as pd
     import papermill
-    there = {path.stem: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    there = {path.stem: path for path in sorted(NOTEBOOKS.glob(job or "[0-9][0-9]_*.ipynb"))}
     names = {Path(name).stem.zfill(2) for name in names}
     if wrong := names - set(there) - {stem[:2] for stem in there}:
         print(f"No such notebook: {', '.join(wrong)}. There are: {', '.join(there)}.", file=sys.stderr)
@@ -92,8 +92,8 @@ def run(names, output):
     for stem, path in chosen.items():
         begin, result = time.perf_counter(), "ok"
         try:
-            papermill.execute_notebook(path, output / path.name, cwd=path.parent, kernel_name=KERNEL,
-                                       progress_bar={"desc": stem})
+            papermill.execute_notebook(path, output / path.name, job and {"output_folder": str(output)},
+                                       cwd=path.parent, kernel_name=KERNEL, progress_bar={"desc": stem})
         except papermill.PapermillExecutionError as fault:
             last = f"{fault.ename}: {fault.evalue}".strip().splitlines()[-1]
             result = f"FAILED in cell {fault.cell_index + 1}: {last}"
@@ -145,6 +145,8 @@ def main(argv):
         kernel = put_kernel()
         if args.verb == "run":
             return run(args.notebooks, Path(args.output or Path(ROOT, "runs")).absolute())
+        if args.verb == "slides":
+            return run([], Path(args.output or Path(ROOT, "results/slides")).absolute(), "jobs/slides.ipynb")
         os.chdir(ROOT)
         if args.verb == "test":
             hand_over([sys.executable, "-m", "pytest", "-m", "not campaign", *rest])  # the last -m counts

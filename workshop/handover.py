@@ -12,11 +12,9 @@ from sklearn.pipeline import make_pipeline
 
 from workshop.forecaster import FEATURES, INPUTS
 from workshop.model import PRESSURE, IntervalModel, features, strength
+from workshop.storms import ARCHIVE
 
 OPSETS = {"": 17, "ai.onnx.ml": 3}  # old, so that old runtimes read the file; in interval.onnx.txt, too
-STORMS = [("2022-Ian", "2022-09-27T12:00Z"), ("2021-Ida", "2021-08-28T12:00Z"),
-          ("2012-Sandy", "2012-10-28T12:00Z"), ("2005-Katrina", "2005-08-27T12:00Z"),
-          ("2005-Wilma", "2005-10-18T12:00Z")]  # real ones, for the API's docs and page
 
 
 def score(model: IntervalModel, known: pd.DataFrame, later: pd.DataFrame) -> list[dict]:
@@ -49,8 +47,8 @@ def facts(model: IntervalModel, examples: pd.DataFrame, version: str) -> dict:
     """Return the card: all that the file, the text and the API say of the model, ready for JSON."""
     first, last = model.seasons
     known, later = examples[examples.season.between(first, last)], examples[examples.season > last]
-    shown = examples.set_index(["storm_id", "time"], drop=False).reindex(
-        [(storm_id, pd.Timestamp(time)) for storm_id, time in STORMS]).dropna(subset="wind_kt_in_24h")
+    shown = examples.set_index(["storm_id", "time"], drop=False)
+    shown = shown.reindex(list(ARCHIVE["shown"].items())).dropna(subset="wind_kt_in_24h")
     return {
         "version": version,
         "answers": "maximum sustained wind in 24 hours, knots: low, middle, high; low to high is 80 %",

@@ -65,7 +65,7 @@ def check(number: str, answer) -> Result:
     name = name if name in words else "wrong"
     mistake = None if name == "right" else name
     RESULTS[number] = Result(number, name == "right", words[name].format(*details), mistake)
-    if name == "right" and Path.cwd().name == "my_work":  # the learner's copy: notebook 09 shows what was passed
+    if name == "right" and Path.cwd().name == "my_work":  # the learner's copy; notebook 09 shows it
         with suppress(OSError), open("progress.jsonl", "ab") as file:
             file.write(records.line(at=records.utc_now(), exercise=number, accepted=True))
     return RESULTS[number]
@@ -96,22 +96,18 @@ def compare(answer, right, **wrong):
     return same(answer, right), next(names, "wrong"), type(answer).__name__, show(answer)
 
 
-def quiz(right):
-    """Return the check of a dict of words; a mistake has the name of the key where it is."""
-    def check(answer):
-        yield isinstance(answer, dict), "wrong"
-        yield ... not in answer.values(), "untouched"
-        for key, word in right.items():
-            yield str(answer.get(key)).lower() == word.lower(), key
-    return check
+def quiz(right, answer):
+    """Check a dict of words; a mistake has the name of the key where it is."""
+    yield isinstance(answer, dict), "wrong"
+    yield ... not in answer.values(), "untouched"
+    for key, word in right.items():
+        yield str(answer.get(key)).lower() == word.lower(), key
 
 
-def question(right):
-    """Return the check of a letter; each has its own words."""
-    def check(answer):
-        yield answer != "", "choose"
-        yield str(answer).lower() == right, str(answer).lower()
-    return check
+def question(right, answer):
+    """Check a letter; each has its own words."""
+    yield answer != "", "choose"
+    yield str(answer).lower() == right, str(answer).lower()
 
 
 def made(part):
@@ -120,18 +116,16 @@ def made(part):
     return pd.read_csv(io.StringIO(part)) if table else pd.Series(part) if isinstance(part, list) else part
 
 
-def called(cases, **answers):
-    """Return the check of a function by what it gives for cases of arguments; see `compare`."""
-    def check(answer):
-        found = [answer(*map(made, json.loads(json.dumps(case)))) for case in cases]  # a copy: it may change
-        yield all(one is not None for one in found), "nothing"
-        yield compare(found if found[1:] else found[0], **answers)
-    return check
+def called(case, answer):
+    """Check a function by what it gives for cases of arguments; see `compare`."""
+    answers = json.loads(json.dumps(case))  # a copy: a function may change what it is given
+    found = [answer(*map(made, arguments)) for arguments in answers.pop("cases")]
+    yield all(one is not None for one in found), "nothing"
+    yield compare(found if found[1:] else found[0], **answers)
 
 
-EXERCISES |= {number: quiz(right) for number, right in QUIZZES.items()}
-EXERCISES |= {number: called(**case) for number, case in CALLS.items()}
-EXERCISES |= {number: question(right) for number, right in QUESTIONS.items()}
+for kind, given in ((quiz, QUIZZES), (question, QUESTIONS), (called, CALLS)):
+    EXERCISES |= {number: functools.partial(kind, what) for number, what in given.items()}
 
 
 @exercise("01.1")
@@ -171,9 +165,8 @@ def split_by_storm(answer):
 def categories(answer):
     for wind in np.add.outer((137, 113, 96, 83, 64, 34), (1, 0.5, 0, -0.5, -1)).ravel():
         word, right = answer(wind), forecaster.category(wind)
-        late, weak = word == forecaster.category(wind - 0.1), word == "tropical storm"
-        mistake = "edges_too_high" if late else "weakest_first" if weak else "wrong"
-        yield word == right, mistake, wind, show(word), right
+        mistakes = {"tropical storm": "weakest_first", forecaster.category(wind - 0.1): "edges_too_high"}
+        yield word == right, mistakes.get(word, "wrong"), wind, show(word), right
 
 
 @exercise("03.2")
@@ -207,17 +200,14 @@ def refused(answer):
 @exercise("04.2")
 def second_endpoint(answer):
     from fastapi.testclient import TestClient  # only here: it is slow to import
-    client = TestClient(answer, raise_server_exceptions=False)
-    got = {wind: client.get("/category", params={"wind_kt": wind}) for wind in (70, 20, 140.5, "strong")}
-    status, last = got[70].status_code, getattr(answer.routes[-1], "path", "")
-    begun = status != 404 or last != "/forecast"  # the starter ends with this one
-    mistake = f"status_{status}" if begun else "untouched"
-    typed = got.pop("strong").status_code == 422
-    for wind, one in got.items():
-        right = {"category": forecaster.category(wind)}
-        yield status == 200, mistake, wind, show(one.text), right
-        yield typed, "not_typed"
-        yield one.json() == right, "wrong", wind, show(one.text), right
+    ask = functools.partial(TestClient(answer, raise_server_exceptions=False).get, "/category")
+    status, last = ask(params={"wind_kt": 70}).status_code, getattr(answer.routes[-1], "path", "")
+    mistake = "untouched" if status == 404 and last == "/forecast" else f"status_{status}"  # the starter's
+    for wind in (70, 20, 140.5):
+        got, right = ask(params={"wind_kt": wind}), {"category": forecaster.category(wind)}
+        yield got.status_code == 200, mistake, wind, show(got.text), right
+        yield ask(params={"wind_kt": "strong"}).status_code == 422, "not_typed"
+        yield got.json() == right, "wrong", wind, show(got.text), right
 
 
 @exercise("06.2")
@@ -261,19 +251,3 @@ def probabilities(answer):
     score = ((said - (late.wind_kt_in_24h >= 64)) ** 2).mean()
     yield score > 0.095, "knows_the_future", score
     yield score < 0.174, "worse_than_persistence", score
-
-
-@exercise("09.5")
-def hurricane_api(app):
-    from fastapi.testclient import TestClient  # only here: it is slow to import
-    client = TestClient(app, raise_server_exceptions=False)
-    weak = dict(zip(forecaster.INPUTS, (20, -60, 40, 1000, 19.5, -59, 35, 1003)), time="2022-09-01T12:00Z")
-    strong = weak | {"wind_kt": 110, "wind_kt_12h_ago": 100, "pressure_hpa": 945, "pressure_hpa_12h_ago": 950}
-    one, other, unknown, wrong = (client.post("/hurricane", json=storm) for storm in (
-        weak, strong, weak | {"pressure_hpa": None}, {}))
-    yield len(app.routes) > 4, "untouched"  # FastAPI's own are four
-    yield one.status_code == 200, f"status_{one.status_code}", one.status_code
-    yield unknown.status_code == 200, "no_pressure"
-    yield wrong.status_code == 422, "not_typed"
-    low, high = (answer.json()["probability"] for answer in (one, other))
-    yield 0 <= low < high <= 1, "wrong", low, high

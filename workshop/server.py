@@ -3,13 +3,10 @@
 The other process sees no variable of the notebook: it gets the text of the app's cell and runs that. So it
 answers while the notebook computes, is spared by the interrupt button, and ends when the kernel is gone.
 """
-import asyncio
-import atexit
-import gc
+import functools
 import html
 import json
 import linecache
-import multiprocessing
 import os
 import re
 import shutil
@@ -26,8 +23,7 @@ from workshop import ROOT
 
 PATIENCE = 30  # seconds that an app may take until it answers
 ALONE = "The server is another process: it sees only the text of this cell, so"
-_running = {}  # the server launched last under each name
-atexit.register(lambda: [server.stop() for server in _running.values()])
+_running = {}  # the server launched last under each name; it ends with us (see _watch)
 
 
 class ServerError(RuntimeError):
@@ -93,7 +89,7 @@ class Server:
                 stderr=subprocess.STDOUT, stdin=subprocess.PIPE, start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))  # the same on Windows
         try:
-            self.port = self._ready(time.monotonic() + PATIENCE)
+            self.port = self._ready(1 if file else what, time.monotonic() + PATIENCE)
         except BaseException:  # the interrupt button too
             self.stop()
             raise
@@ -101,9 +97,9 @@ class Server:
         from IPython.display import display
         display(self)
 
-    def _ready(self, deadline):
-        """Wait until the process says that it answers, and return its port."""
-        while not (told := list(self._folder.glob("port-*"))):
+    def _ready(self, workers, deadline):
+        """Wait until all its workers say that they answer, and return their port."""
+        while len(told := list(self._folder.glob("port-*"))) < workers:
             if not self.running or time.monotonic() > deadline:
                 what = f"was not ready after {PATIENCE} seconds" if self.running else "did not start"
                 last = self.log(60).rpartition("Traceback (most recent call last):\n")[2] + "\n"
@@ -112,7 +108,7 @@ class Server:
                     own += f"{ALONE} import and define there all it needs."
                 raise ServerError(f"The app {what}. Its last lines:\n{own}".rstrip())
             time.sleep(0.02)
-        return int(told[0].name.removeprefix("port-"))
+        return int(told[0].name.split("-")[1])
 
     def stop(self):
         """End the process (kill it if that takes 5 seconds), which frees its port; twice does no harm."""
@@ -170,37 +166,19 @@ def listen(port, host="127.0.0.1"):
 
 
 def serve(listener, workers=1, ready=None):
-    """Serve the production API in `workers` processes until told to stop; `await ready()` once all answer."""
+    """Serve the production API in `workers` processes; each awaits `ready()` once it answers."""
     import uvicorn
     from workshop import registry
 
-    config = uvicorn.Config("workshop.server:worker", factory=True, workers=workers, log_level="warning",
+    config = uvicorn.Config("workshop.api:create_app", factory=True, workers=workers, log_level="warning",
                             access_log=False, server_header=False, date_header=False, proxy_headers=False,
-                            timeout_graceful_shutdown=5, callback_notify=ready if workers == 1 else None)
+                            timeout_graceful_shutdown=5, callback_notify=ready)
     registry.kept_model(lambda text: print(text, file=sys.stderr))  # before workers all look for it
     if workers == 1:
         return uvicorn.Server(config).run([listener])
     with tempfile.TemporaryDirectory() as counts:  # where they add up what they count
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
-
-        def wait():
-            while len(list(Path(counts).glob("gauge_*"))) < workers:  # each makes one when it has a model
-                time.sleep(0.02)
-            asyncio.run(ready())
-        ready and threading.Thread(target=wait, daemon=True).start()
         uvicorn.supervisors.Multiprocess(config, [listener]).run()
-
-
-def worker():
-    """Return the production API; where this is one of several workers, it ends when their parent is gone."""
-    from workshop.api import create_app
-    if parent := multiprocessing.parent_process():
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    app = create_app()
-    gc.collect()
-    gc.freeze()  # what is loaded by now stays: don't look through it again and again for what may go
-    gc.set_threshold(20_000)
-    return app
 
 
 def _main(folder, parent, port, file, what, access_log):
@@ -211,8 +189,7 @@ def _main(folder, parent, port, file, what, access_log):
         listener = listen(port)
     except OSError:  # it is taken
         listener = listen(0)
-    async def ready():
-        Path(folder, f"port-{listener.getsockname()[1]}").touch()
+    ready = functools.partial(_tell, folder, listener.getsockname()[1])
     if not file:
         return serve(listener, what, ready)
     import uvicorn
@@ -225,6 +202,10 @@ def _main(folder, parent, port, file, what, access_log):
         sys.exit("There is no FastAPI app where its first endpoint stands: keep them together.")
     uvicorn.Server(uvicorn.Config(for_browsers(apps[0]), use_colors=False, access_log=access_log,
                                   callback_notify=ready, timeout_graceful_shutdown=2)).run([listener])
+
+
+async def _tell(folder, port):
+    Path(folder, f"port-{port}-{os.getpid()}").touch()  # each worker a file of its own
 
 
 def _watch(folder, parent):

@@ -6,7 +6,6 @@ import json
 import random
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -44,20 +43,16 @@ def send(target, bodies, path="/forecast", connections=8, rate=None, seconds=0.6
         stdout=subprocess.PIPE, start_new_session=True)  # the interrupt button is for us
     try:
         print(task, file=client.stdin, flush=True)
-        lines = []
-        reader = threading.Thread(target=lambda: lines.append(client.stdout.readline()), daemon=True)
-        reader.start()
-        while reader.is_alive():
-            reader.join(seconds / 10)
+        while (told := client.stdout.readline()) == "\n":  # ten times, while it lasts
             tick()
-        if not lines[0]:
+        if not told:
             raise RuntimeError(f"The load client ended early, with {client.wait()}.")
     except BaseException:
         client.kill()
         client.wait()
         raise
     _waiting.append(client)
-    asked = pd.DataFrame(json.loads(lines[0]), None, ["due_s", "latency_ms", "status", "server"], float)
+    asked = pd.DataFrame(json.loads(told), None, ["due_s", "latency_ms", "status", "server"], float)
     return asked.astype({"status": int, "server": int})
 
 
@@ -73,9 +68,9 @@ def load(target, bodies, path="/forecast", connections=8, rate=None, seconds=0.6
     steps = 10 * len(settings)
     bar = (step for step in (IPython.display.ProgressBar(steps) if IPython.get_ipython() else range(steps)))
     for setting in settings:
-        ticks, before_s = itertools.islice(bar, 10), _cpu_s(target)
+        before_s = _cpu_s(target)
         asked = send(target, bodies, path, **{"connections": connections, kind: setting}, seconds=seconds,
-                     tick=lambda: next(ticks, None))
+                     tick=lambda: next(bar, None))
         spent_s, took_s = _cpu_s(target) - before_s, (asked.due_s + asked.latency_ms / 1000).max()
         good = asked.latency_ms[asked.status.between(200, 399)]
         rows.append({kind: setting, "requests_per_s": len(good) / took_s, "mean_ms": good.mean(),
@@ -130,6 +125,8 @@ async def _client(urls, bodies, connections, rate, seconds):
                                      connector=aiohttp.TCPConnector(limit=0),
                                      timeout=aiohttp.ClientTimeout(PATIENCE)) as session:
         begin = due = clock()
+        for tenth in range(10):  # a line when half of each is over: see `send`
+            asyncio.get_running_loop().call_later((tenth + 0.5) * seconds / 10, lambda: print(flush=True))
         async with asyncio.TaskGroup() as group:
             for _ in range(0 if rate else int(connections)):
                 group.create_task(user())
