@@ -68,12 +68,16 @@ def test_each_entry_has_an_address_of_its_own_and_each_link_leads_somewhere(page
 
 # --- the glossary ---
 
-def first_use(word):
-    """The notebook in which a word is met first, in text or code, also as a plural; capitals are capitals."""
+def pattern(word):
+    """The word in a text, also as a plural; capitals are capitals."""
     plain = re.escape(word).replace(r"\ ", r"\s+")
     plural = plain[:-1] + "(y|ies)" if word.endswith("y") else plain + "(s|es)?"
-    found = re.compile(rf"(?<!\w){plural}(?!\w)", 0 if word.isupper() else re.I)
-    return next((name for name, text in TEXTS.items() if found.search(text)), None)
+    return re.compile(rf"(?<!\w){plural}(?!\w)", 0 if word.isupper() else re.I)
+
+
+def first_use(word):
+    """The notebook in which a word is met first, in text or code."""
+    return next((name for name, text in TEXTS.items() if pattern(word).search(text)), None)
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -81,6 +85,25 @@ def test_a_word_is_met_first_in_the_notebook_that_its_entry_names(word):
     number, link = re.findall(r"\[(\d\d)\]\(([^)]+)\)", WORDS[word])[-1]
     assert link.startswith(f"{number}_")
     assert {part: first_use(part) for part in word.split(" and ")} == dict.fromkeys(word.split(" and "), link)
+
+def prose(path):
+    """The notebook's text without its opening, headings and code, each link as its words."""
+    opening, *rest = sources(path, "markdown")
+    return re.sub(r"```.*?```|`[^`\n]*`|^#+ [^\n]*$", "", "\n".join(rest), flags=re.S | re.M)
+
+
+PROSE = {path.name: prose(path) for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_leads_to_its_entry_from_the_notebook_whose_prose_uses_it_first(word):
+    link = f"](glossary.md#{word.replace(' ', '-')})"
+    linked = [name for name, text in PROSE.items() if link in text]
+    for part in word.split(" and "):
+        with_word = [name for name, text in PROSE.items()
+                     if pattern(part).search(re.sub(r"\]\([^)]+\)|\blog in\b", "", text))]
+        elsewhere = re.search(rf"\[{part}\]\(https://", " ".join(PROSE.values()))  # to a program's own site
+        assert elsewhere or linked == [*with_word, first_use(part)][:1]  # async: only in code
 
 
 def test_the_words_stand_in_the_order_of_the_alphabet_and_each_is_explained_in_three_sentences_at_most():
