@@ -1,5 +1,7 @@
 """What several test files share."""
+import platform
 import subprocess
+from datetime import date
 from pathlib import Path
 
 from workshop import ROOT
@@ -16,3 +18,15 @@ def course_files():
         files = (path.relative_to(ROOT) for path in Path(ROOT).rglob("*"))
         names = [str(path) for path in files if not made & set(path.parts)]
     return [name for name in names if name and Path(ROOT, name).is_file()]
+
+
+CAMPAIGN = Path(__file__).with_name("CAMPAIGN.md")
+
+
+def tried(what, times, lost=0):
+    """Note in CAMPAIGN.md what a long run has tried, how many times, and how many of them were lost."""
+    head, line, rows = CAMPAIGN.read_text("utf-8").partition("| --- | ---: | ---: | --- |\n")
+    known = {row.split(" | ")[0]: row for row in rows.splitlines()}
+    when = f"{date.today():%d %B %Y}, Python {platform.python_version()}, {platform.system()}"
+    known[f"| {what}"] = f"| {what} | {times:,} | {lost:,} | {when} |"
+    CAMPAIGN.write_text(head + line + "".join(f"{known[key]}\n" for key in sorted(known)), "utf-8")

@@ -13,10 +13,11 @@ import joblib
 import nbformat
 import pytest
 import requests
+from sklearn.ensemble import HistGradientBoostingClassifier
 
 from workshop import ROOT, lesson, records, registry, server
 from workshop.forecaster import category
-from workshop.model import train
+from workshop.model import features, train
 
 NOTEBOOKS = sorted(Path(ROOT, "notebooks").glob("[0-9]*.ipynb"))
 PARTS = ["exercise", "check", "solution"]
@@ -127,6 +128,8 @@ RUNG = "app, model = FastAPI(), kept_model()\n@app.post('/forecast')\n"
 ENDPOINT = "async def post_forecast(storm: Storm):\n    return "
 TABLE = "async def post_forecast(storm: Storm):\n    row = pd.DataFrame([storm.model_dump()])\n    return "
 ILL = "diagnosis = "
+HURRICANE = "app = FastAPI()\n@app.post('/hurricane')\n"
+ROW = "    row = pd.DataFrame([storm.model_dump()])\n"
 WORKERS = "def workers_needed(requests_per_s, service_ms):\n    return "
 HARDEST = ("def hardest_storm(results):\n    truth = results.wind_kt_in_24h_observed\n"
            "    error = results.wind_kt_in_24h - truth\n    return ")
@@ -167,6 +170,7 @@ ANSWERS = {
                           "six_hourly = six_hourly.drop_duplicates(['storm_id', 'time'], keep='last')"],
         "wrong": ["six_hourly = storms[storms.time.dt.hour % 6 == 0].drop_duplicates('time')",
                   "six_hourly = storms.drop_duplicates(['storm_id', 'time'])",
+                  "six_hourly = storms[storms.time.dt.hour % 6 == 0].groupby(['storm_id', 'time']).first()",
                   "six_hourly = storms.time.dt.hour % 6 == 0", "six_hourly = storms.iloc[::6]",
                   "six_hourly = storms[['storm_id', 'wind_kt']]", "six_hourly = 19054"],
     },
@@ -243,9 +247,9 @@ ANSWERS = {
                           "    return 'tropical depression'"],
         "wrong": [NAMES + CATEGORY + "names[bisect.bisect([39, 74, 96, 111, 130, 157], wind_kt)]",
                   CATEGORY + "bisect.bisect([64, 83, 96, 113, 137], wind_kt)",
-                  "def category(wind_kt):\n    print('category 1')",
-                  CATEGORY + "solution(wind_kt).title()",
-                  CATEGORY + "solution(wind_kt) if wind_kt == int(wind_kt) else None"],
+                  CATEGORY + "solution(wind_kt).title()"],
+        "nothing": ["def category(wind_kt):\n    print('category 1')",
+                    CATEGORY + "solution(wind_kt) if wind_kt == int(wind_kt) else None"],
         "error": ["def category(): return 'category 1'"],
     },
     "03.2": {
@@ -578,6 +582,18 @@ ANSWERS = {
         "wrong": [GROUPS + "probability.round()).mean().tolist()", GROUPS + "pd.qcut(probability, 5)).mean().tolist()"],
         "error": [GROUPS + "group).mean()"],
     },
+    "09.5": {
+        "right": [HURRICANE + "async def ask(storm: Storm) -> dict:\n" + ROW
+                  + "    return {'probability': round(classifier.predict_proba(models.features(row)).item(1), 3)}",
+                  HURRICANE + "def ask(storm: Storm):\n    return {'probability': 0.5, 'version': 'a coin'}"],
+        "status_200": [HURRICANE + "def ask(storm: dict):\n    return {'probability': 0.5}"],
+        "status_422": [HURRICANE + "def ask(wind_kt: float):\n    return {'probability': 0.5}",
+                       HURRICANE + "def ask(examples: list[Storm]):\n    return {'probability': 0.5}"],
+        "status_500": [HURRICANE + "def ask(storm: Storm):\n" + ROW + "    return classifier.predict_proba(row)",
+                       HURRICANE + "def ask(storm: Storm):\n    return {'probability': storm.pressure_hpa / 1000}"],
+        "wrong": [HURRICANE + "def ask(storm: Storm):\n    return {'probability': 87}"],
+        "error": [HURRICANE + "def ask(storm: Storm):\n    return 0.87", HURRICANE + "def ask(storm: Storm):\n    return {'p': 1}"],
+    },
 }
 CASES = [(number, mistake, text)
          for number in ANSWERS for mistake, texts in ANSWERS[number].items() for text in texts]
@@ -597,12 +613,16 @@ def live_server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    """A course's folder as notebook 06 finds it: the estimators it has kept in results, and models."""
+    """A course's folder as 06 and 09 find it: the estimators they have kept in results, and models."""
     folder = tmp_path_factory.mktemp("course")
     for name in ("notebooks", "results"):
         (folder / name).mkdir()
     model = train(lesson.examples())
     joblib.dump(model, folder / "results" / "model.joblib")
+    late = lesson.examples()[lesson.examples().season >= 2015]
+    classifier = HistGradientBoostingClassifier(max_iter=9)
+    classifier.fit(features(late), late.wind_kt_in_24h >= 64)
+    joblib.dump(classifier, folder / "results" / "hurricane.joblib")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKSHOP_MODEL_DIR", str(folder / "models"))
         registry.promote(registry.save(model, lesson.examples()), "the first one")
@@ -672,7 +692,7 @@ def learner(befores, request, monkeypatch):
         names = befores[number[:2]]
         if number == "04.1":
             names = names | {"server": request.getfixturevalue("live_server"), "ian": dict(names["ian"])}
-        if number[:2] == "06":
+        if number[:2] == "06" or number == "09.5":
             folder = request.getfixturevalue("course")
             monkeypatch.chdir(folder / "notebooks")
             monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(folder / "models"))

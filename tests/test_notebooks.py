@@ -6,8 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
+import matplotlib.image
 import nbformat
 import psutil
 import pytest
@@ -98,6 +101,8 @@ class TestForm:
                 assert output.get("name") != "stderr", output.text  # a warning is an alarm to a learner
                 if "image/png" in output.get("data", {}):
                     assert len(output.metadata["image/png"]["alt"]) > 40
+                    picture = matplotlib.image.imread(BytesIO(b64decode(output.data["image/png"])))
+                    assert picture.shape[2] == 3 or picture[..., 3].min() == 1, "a dark page shows through it"
 
     def test_outputs_that_are_not_compared_are_few_and_say_why(self, path):
         code = cells(path, "code")

@@ -30,6 +30,7 @@ TROUBLES = Path(FOLDER, "troubleshooting.md").read_text("utf-8")
 ELSEWHERE = {  # messages that are not ours, by who says them; those with a test of their own are tried there
     "Python": ["ModuleNotFoundError: No module named 'numpy'", "NameError: name '…' is not defined",
                "ModuleNotFoundError: No module named 'workshop'", "No module named papermill"],
+    "an exercise": ["TypeError: 'ellipsis' object is not subscriptable"],
     "the shell": ["papermill: command not found"],
     "requests": ["ConnectionError: … Connection refused"],
     "uvloop": ["RuntimeError: Cannot run the event loop while another loop is running"],
@@ -207,6 +208,10 @@ def test_what_jupyter_says_without_a_token_and_where_no_server_answers(jupyter):
 def test_a_cell_without_the_cells_above_it_ends_in_a_name_error(kernel):
     for path in NOTEBOOKS[1:]:
         assert re.search("NameError: name '.+' is not defined", run(kernel, sources(path, "code")[-1])), path
+
+
+def test_three_dots_that_nobody_has_replaced_end_in_a_type_error(kernel):
+    assert ELSEWHERE["an exercise"][0] in run(kernel, "six_hourly = ...", "six_hourly['wind_kt']")
 
 
 def test_uvicorn_can_not_be_run_in_a_cell(kernel):

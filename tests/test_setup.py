@@ -1,4 +1,6 @@
 """The environment: what is named, locked and installed agrees; a set-up gets there from whatever it finds."""
+import ast
+import json
 import os
 import re
 import shutil
@@ -17,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from conftest import tried
 from test_cli import checkout, copy_checkout, surroundings, workshop  # two of them fixtures
 from workshop import ROOT
 
@@ -202,3 +205,84 @@ def test_plain_commands_work_in_a_plain_environment(surroundings, tmp_path):
     assert not (folder / ".venv").exists()
     assert plain("jupyter", "lab", "--version", capture_output=True, text=True).stdout.startswith("4.")
     plain("pytest", "--nbval", "notebooks")
+
+
+# Brings up loopback, the only network there is, and becomes the command that follows.
+ALONE = """
+import fcntl, os, socket, struct, sys
+name, flags = 0x8914, struct.pack("16sh14x", b"lo", 1)
+fcntl.ioctl(socket.socket(), name, flags)
+os.execv(sys.argv[1], sys.argv[1:])"""
+
+
+NO_NAMESPACE = subprocess.run("unshare -rn true", shell=True, stderr=subprocess.DEVNULL).returncode
+
+
+@pytest.mark.campaign
+@pytest.mark.skipif(NO_NAMESPACE, reason="needs a network namespace of its own")
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_each_python_passes_all_tests_and_after_the_setup_with_no_network(version, tmp_path, surroundings):
+    copy, python = copy_checkout(tmp_path / "course"), bare(version)
+    done = workshop(copy, "setup", env=surroundings, python=python)
+    assert done.returncode == 0, done.stdout + done.stderr
+    command = ["unshare", "-rn", python[0], "-c", ALONE, *python, "-m", "workshop", "test"]
+    done = subprocess.run(command, cwd=copy, env=surroundings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-9000:]
+    passed = re.search(r"(\d+) passed", done.stdout)[1]
+    tried(f"tests on Python {version}, with no network but loopback", int(passed))
+
+
+# --- what we stand on ---
+
+# Licences that let anybody use, change and pass on what they got; MPL asks for its own files to stay open.
+FREE = ("MIT", "BSD", "0BSD", "Apache", "ISC", "PSF", "Python Software Foundation", "MPL", "Mozilla", "Zlib", "CC0",
+        "3-Clause BSD")
+
+
+def test_the_licence_of_each_package_allows_what_ours_allows():
+    for name in locked():
+        facts = metadata.metadata(name)
+        named = [line.split(" :: ")[-1] for line in facts.get_all("Classifier", []) if line.startswith("License ::")]
+        named = [facts.get("License-Expression")] if "License-Expression" in facts else named
+        named = named or facts["License"].splitlines()[:1]
+        parts = [part for text in named for part in re.split(" AND | OR ", text) if part != "OSI Approved"]
+        assert parts and all(part.startswith(FREE) for part in parts), f"{name}: {parts}"
+
+
+@pytest.mark.campaign
+def test_no_package_of_the_lock_is_known_to_be_vulnerable(tmp_path):
+    pins = re.findall(r"(?m)^([\w.-]+==[^\s;]+(?: ; [^\\\n]+)?)", Path(ROOT, "requirements.txt").read_text())
+    script = "".join(f"#   {pin.strip()!r},\n" for pin in pins)
+    script = f"# /// script\n# requires-python = '>=3.11'\n# dependencies = [\n{script}# ]\n# ///\n"
+    (tmp_path / "locked.py").write_text(script)
+    audit = [sys.executable, "-m", "uv", "audit", "--preview-features", "audit", "--script", "locked.py"]
+    done = subprocess.run(audit, cwd=tmp_path, capture_output=True, text=True)
+    if "error sending request" in done.stderr:
+        pytest.skip("the database of vulnerabilities, osv.dev, can't be reached from here")
+    assert done.returncode == 0, done.stdout + done.stderr
+    tried("packages of the lock looked up among known vulnerabilities", len(pins))
+
+
+POSIX = {"fcntl", "resource", "pwd", "grp", "termios", "pty", "fork", "getppid", "getuid", "geteuid", "killpg", "setsid",
+         "sysconf", "sched_getaffinity", "execve", "mkfifo", "SIGKILL", "SIGHUP", "SIGALRM", "SIGUSR1"}
+
+
+def test_what_windows_does_not_have_is_used_only_where_the_code_asks_for_it():
+    """Nothing here runs on Windows: the next best thing is that no name of Python's that it lacks is used unasked."""
+    cells = [cell["source"] for path in Path(ROOT, "notebooks").glob("[0-9]*.ipynb")
+             for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    texts = [path.read_text("utf-8") for path in Path(ROOT, "workshop").glob("*.py")] + ["".join(cell) for cell in cells]
+    used = set()
+    for text in texts:
+        tree, guarded = ast.parse(text), set()
+        for node in ast.walk(tree):
+            body = getattr(node, "body", []) if isinstance(node, (ast.If, ast.FunctionDef)) else []
+            leaves = any(isinstance(part, ast.If) and "os.name" in ast.unparse(part.test) for part in body)
+            if leaves or isinstance(node, (ast.If, ast.IfExp)) and re.search("os.name|hasattr", ast.unparse(node.test)):
+                guarded |= {id(part) for part in ast.walk(node)}
+        for node in ast.walk(tree):
+            names = {getattr(node, "attr", ""), getattr(node, "id", ""), *(
+                name.name for name in getattr(node, "names", []) if isinstance(name, ast.alias))} & POSIX
+            assert not names or id(node) in guarded, f"{names} in: {ast.unparse(node)}"
+            used |= names
+    assert {"fcntl", "getppid", "SIGKILL", "execve"} <= used

@@ -9,14 +9,13 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Annotated
 
 import prometheus_client
-from fastapi import Body, Depends, FastAPI, HTTPException, Request, Response, Security
-from fastapi.responses import HTMLResponse
+from fastapi import Body, Depends, FastAPI, HTTPException, Request, Security
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import APIKeyHeader
 from prometheus_client import multiprocess
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic_core import to_json
 
 from workshop import records, registry
@@ -32,24 +31,22 @@ SECONDS = prometheus_client.Histogram("http_request_seconds", "Time to answer a 
 FORECASTS = prometheus_client.Counter("forecasts", "Forecasts given.", ["category", "model_version"])
 LOADED = prometheus_client.Gauge("model_loaded_time_seconds", "When a version came into use; the last is.",
                                  ["model_version"], multiprocess_mode="max")
+Refusal = create_model("Refusal", detail=(str, ...))  # in words
 
 
 class Storms(BaseModel):
     """Storms to forecast in one request."""
-
     model_config = ConfigDict(extra="forbid")
-    storms: Annotated[list[Storm], Field(min_length=1, max_length=MOST_STORMS)]
+    storms: list[Storm] = Field(min_length=1, max_length=MOST_STORMS)
 
 
 class Forecasts(BaseModel):
     """A forecast for each storm, in order."""
-
     forecasts: list[Forecast]
 
 
 class Service:
     """What the endpoints share in one process: the model in use, the forecast log, and the books."""
-
     def __init__(self):
         self.log = records.Writer(records.log_folder(), "forecasts")
         self.cases, self.done = [], []  # storms that wait for an answer; requests that have it
@@ -178,28 +175,25 @@ def create_app() -> FastAPI:
         task.cancel()
         service.keep_books()
 
-    header = APIKeyHeader(name="X-API-Key", auto_error=False)
-
-    async def authorised(given: Annotated[str | None, Security(header)]):
+    async def authorised(given: str | None = Security(APIKeyHeader(name="X-API-Key", auto_error=False))):
         if not hmac.compare_digest((given or "").encode(), key.encode()):
             raise HTTPException(401, "Send the key that you were given, in the header X-API-Key.")
 
     app = FastAPI(title="Hurricane winds in 24 hours", version="1", lifespan=following,
                   description="A teaching model. Not for safety decisions: follow official forecasts.")
-    guard = {"dependencies": [Depends(authorised)] if key else [],
-             "responses": {status: {} for status in REFUSED if status != 422}}  # FastAPI adds that
+    refusals = {status: {"model": Refusal} for status in REFUSED if status != 422}  # FastAPI adds that
+    guard = {"dependencies": [Depends(authorised)], "responses": {401: refusals[401]}} if key else {}
     real = service.model.card["examples"]
     one = {example["name"]: {"value": example["storm"]} for example in real}
     several = {"Two storms": {"value": {"storms": [example["storm"] for example in real[:2]]}}}
 
-    @app.post("/forecast", **guard)
-    async def one_storm(storm: Annotated[Storm, Body(openapi_examples=one)], request: Request) -> Forecast:
+    @app.post("/forecast", **guard | {"responses": refusals})
+    async def one_storm(request: Request, storm: Storm = Body(openapi_examples=one)) -> Forecast:
         """Forecast one storm's maximum sustained wind, 24 hours ahead, in knots, with an 80 % interval."""
         return (await service.answer([storm], request))[0]
 
-    @app.post("/forecasts", **guard)
-    async def several_storms(batch: Annotated[Storms, Body(openapi_examples=several)], request: Request
-                               ) -> Forecasts:
+    @app.post("/forecasts", **guard | {"responses": refusals})
+    async def several_storms(request: Request, batch: Storms = Body(openapi_examples=several)) -> Forecasts:
         """Forecast up to 1,000 storms; one that is refused refuses them all, and its index is named."""
         return Forecasts(forecasts=await service.answer(batch.storms, request))
 
@@ -213,22 +207,24 @@ def create_app() -> FastAPI:
         """Tell what the model is, what it learnt from, and how it scores: its card."""
         return service.model.card
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics():
         """Tell what was counted and timed, by all workers, in Prometheus' text format."""
         service.keep_books()
         counted = prometheus_client.REGISTRY
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             multiprocess.MultiProcessCollector(counted := prometheus_client.CollectorRegistry())
-        return Response(prometheus_client.generate_latest(counted),
-                        media_type=prometheus_client.CONTENT_TYPE_LATEST)
+        return PlainTextResponse(prometheus_client.generate_latest(counted),
+                                 media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page():
         return (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
-    words = {name: f"{field['description']}: {field['minimum']:g} to {field['maximum']:g}"
-             for name, field in ((name, field.get("anyOf", [field])[0]) for name, field
-                                 in Storm.model_json_schema()["properties"].items()) if "minimum" in field}
+    fields = Storm.model_json_schema()["properties"]
+    words = {name: f"{part['description']}: {part['minimum']:g} to {part['maximum']:g}"
+             for name, field in fields.items() for part in field.get("anyOf", [field]) if "minimum" in part}
     app.add_middleware(service.observed)
-    return for_browsers(app, words)
+    when = for_browsers(app, words).openapi()["components"]["schemas"]["Storm"]["properties"]["time"]
+    when["pattern"] = "^(18(5[1-9]|[6-9].)|19..|20..|2100)-..-..T..:..:[0-5].+[^z]$"  # date-time allows more
+    return app

@@ -1,5 +1,6 @@
 """The verbs of `python3 -m workshop`. Only the standard library up here: `--help` needs no environment."""
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,10 @@ from workshop.__main__ import hand_over
 VERBS = tomllib.loads(Path(__file__).with_name("verbs.toml").read_text(encoding="utf-8"))
 KERNEL, TITLE = "production-ml", "Production ML workshop"
 NOTEBOOKS, START = Path(ROOT, "notebooks"), Path(ROOT, "my_work", "00_start_here.ipynb")
+# What the course's kernel runs first: so a cell that is run too early says what to run before it.
+HINT = ("get_ipython().set_custom_exc((NameError,), lambda shell, kind, error, tb, tb_offset=None: "
+        "error.add_note('Made by a cell above? Run > Run All Above Selected Cell.') "
+        "or shell.showtraceback((kind, error, tb)))")
 
 
 def put_kernel():
@@ -22,36 +27,46 @@ def put_kernel():
     from ipykernel.kernelspec import write_kernel_spec
     from jupyter_core.paths import jupyter_data_dir
     folder = Path(jupyter_data_dir(), "kernels", KERNEL)
-    draft = write_kernel_spec(overrides={"display_name": TITLE}, extra_arguments=["--log-level=40"])
+    draft = write_kernel_spec(overrides={"display_name": TITLE}, extra_arguments=[
+        "--log-level=40", f"--IPKernelApp.exec_lines={HINT}"])
     shutil.copytree(draft, folder, dirs_exist_ok=True)  # does no harm where two of us do it at once
     shutil.rmtree(Path(draft).parent)
     return folder
 
 
-def learners_copy():
-    """Copy notebooks/ to my_work/, the notebooks without outputs; what is there already stays as it is."""
+def learners_copy(newer):
+    """Copy notebooks/ to my_work/, without outputs. What is there stays; `newer` versions go beside it."""
+    others = []
     for source in filter(Path.is_file, NOTEBOOKS.rglob("*")):
-        target = START.parent / source.relative_to(NOTEBOOKS)
-        if os.path.lexists(target) or ".ipynb_checkpoints" in target.parts:
-            continue
-        content = source.read_bytes()
+        target, content = START.parent / source.relative_to(NOTEBOOKS), source.read_bytes()
         if source.suffix == ".ipynb":
             notebook = json.loads(content)
             notebook["metadata"]["kernelspec"] = {"name": KERNEL, "display_name": TITLE, "language": "python"}
             for cell in notebook["cells"]:
                 if cell["cell_type"] == "code":
                     cell.update(outputs=[], execution_count=None)
+            version = hashlib.sha256(json.dumps(notebook).encode()).hexdigest()[:8]
+            notebook["metadata"]["copy_of"] = version  # it stays there when the learner saves
             content = (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
+            if target.is_file() and version.encode() not in target.read_bytes():
+                target = target.with_suffix(f".{version}.ipynb")
+                others += [] if target.exists() else [target.name]
+        if os.path.lexists(target) or ".ipynb_checkpoints" in target.parts or (
+                target.name in others and not newer):
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(".part")
         part.write_bytes(content)
         part.replace(target)  # in one step: a copy that is cut short would stay for ever
     print(f"Your copy of the course is in {START.parent}. What is there already is never overwritten.")
+    if others:
+        print("Beside yours now:" if newer else "Newer versions, which `lab --newer` puts beside yours:",
+              ", ".join(sorted(others)))
 
 
-def lab(port, browser):
+def lab(port, browser, newer):
     """Become JupyterLab, open at the learner's copy; in a Jupyter, print a link, or return 1 if it can't."""
-    learners_copy()
+    learners_copy(newer)
     env = os.environ  # few hubs tell their public address; the last one is told in JupyterLab's terminals
     hub = env.get("JUPYTERHUB_PUBLIC_URL") or env.get("JUPYTERHUB_SERVICE_PREFIX")
     if base := hub or env.get("JUPYTER_SERVER_URL"):
@@ -102,8 +117,8 @@ def run(names, output, job=None):
         rows.append((stem, round(time.perf_counter() - begin, 1), result))
     report = pd.DataFrame(rows, columns=["notebook", "seconds", "result"])
     pd.set_option("display.max_colwidth", None)  # an error's whole text
+    print(report.to_string(index=False), f"\n\nMore in {output}", flush=True)
     report.to_html(output / "report.html", index=False, encoding="utf-8")
-    print(report.to_string(index=False), f"\n\nMore in {output}")
     return int((report.result != "ok").any())
 
 
@@ -149,11 +164,13 @@ def main(argv):
             return run([], Path(args.output or Path(ROOT, "results/slides")).absolute(), "jobs/slides.ipynb")
         os.chdir(ROOT)
         if args.verb == "test":
+            rest = rest or ["-n2", "--dist=loadfile"]  # all of them: on two cores at once
             hand_over([sys.executable, "-m", "pytest", "-m", "not campaign", *rest])  # the last -m counts
         if args.verb == "lab":
-            return lab(args.port, not args.no_browser)
+            return lab(args.port, not args.no_browser, args.newer)
         print("\n".join(lacking := doctor.lacking()) or f"Ready: environment {sys.prefix}, kernel {kernel}.")
         return int(bool(lacking))
     except (KeyboardInterrupt, OSError) as error:
-        print(f"\n`{args.verb}` was stopped: {str(error) or 'interrupted'}.", file=sys.stderr)
+        why = f"{error}. What to do may be said by: {top.prog} doctor" if str(error) else "interrupted."
+        print(f"\n`{args.verb}` was stopped: {why}", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 1

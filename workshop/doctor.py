@@ -70,7 +70,6 @@ def checks():
 
 class report:  # in lower case, because a notebook's cell says: doctor.report()
     """What `checks` found, as text. `bad` names what has to be mended before the workspace can be used."""
-
     def __init__(self):
         self.rows = checks()
         self.bad = [name for name, level, *_ in self.rows if level == "bad"]

@@ -1,10 +1,12 @@
 """The function: a storm in, a forecast out (see notebook 03); the model's file. No pandas: it starts fast."""
 import json
 import math
+import tomllib
 from bisect import bisect
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -12,22 +14,16 @@ import onnxruntime
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-PEAK_DAY = 253  # 10 September, the climatological peak of the Atlantic season (National Hurricane Center)
-FEATURES = {"days_from_peak": "days", "latitude": "°N", "longitude": "°E", "wind_kt": "kt",
-            "wind_change_kt": "kt in 12 hours", "pressure_hpa": "hPa",
-            "pressure_change_hpa": "hPa in 12 hours", "moved_north_deg": "degrees in 12 hours",
-            "moved_east_deg": "degrees of latitude (60 nautical miles) in 12 hours"}
-# Saffir-Simpson, in knots. Source: National Hurricane Center, https://www.nhc.noaa.gov/aboutsshws.php
-EDGES_KT = (34, 64, 83, 96, 113, 137)
-CATEGORIES = ("tropical depression", "tropical storm", *(f"category {number}" for number in range(1, 6)))
-# What no storm of the archive 1975-2022 has done in 12 hours, with a margin. The records: about 1,470 km
-# (Irene, 1999), +75 kt (Wilma, 2005), -95 kt (Iris, 2001).
-MOST_KM, MOST_GAIN_KT, MOST_LOSS_KT = 1600, 90, 120
+FACTS = tomllib.loads(Path(__file__).with_name("forecaster.toml").read_text(encoding="utf-8"))
+FEATURES, TREES, PEAK_DAY = FACTS["features"], FACTS["trees"], FACTS["peak_day"]
+GRAPH = Path(__file__).with_name("interval.onnx.txt").read_text(encoding="utf-8")  # IntervalModel.predict
+CATEGORIES, EDGES_KT = zip(*FACTS["categories"].items())
+MOST_KM, MOST_GAIN_KT, MOST_LOSS_KT = FACTS["most_in_12_hours"].values()
 
 
 def category(wind_kt: float) -> str:
     """Return the Saffir-Simpson category of a sustained wind in knots, or what stands below it, as text."""
-    return CATEGORIES[bisect(EDGES_KT, wind_kt)]
+    return CATEGORIES[bisect(EDGES_KT, wind_kt) - 1]
 
 
 def time_of(value):
@@ -40,18 +36,12 @@ def time_of(value):
 
 
 Time = Annotated[AwareDatetime, BeforeValidator(time_of, json_schema_input_type=AwareDatetime)]
-Latitude = Annotated[float, Field(ge=0, le=75, strict=True, description="°N", examples=[22.6])]
-Longitude = Annotated[float, Field(ge=-140, le=20, strict=True,
-                                   description="°E: west is negative", examples=[-83.6])]
-Wind = Annotated[float, Field(ge=10, le=200, strict=True,
-                              description="maximum sustained wind, knots", examples=[100])]
-Pressure = Annotated[float, Field(ge=850, le=1050, strict=True,
-                                  description="central pressure, hPa", examples=[963])]
+Latitude, Longitude, Wind, Pressure = (Annotated[float, Field(strict=True, **limits)]
+                                       for limits in FACTS["limits"].values())
 
 
 class Storm(BaseModel):
     """A storm now and 12 hours ago. Units stand in the names; a pressure may be missing (null)."""
-
     model_config = ConfigDict(extra="forbid")
     time: Time
     latitude: Latitude
@@ -85,7 +75,6 @@ INPUTS = tuple(name for name in Storm.model_fields if name != "time")
 
 class Forecast(BaseModel):
     """The storm's maximum sustained wind 24 hours later, in knots, with an 80 % interval."""
-
     valid_time: datetime
     wind_kt: float
     wind_kt_low: float
@@ -107,20 +96,37 @@ class ModelFile:
     """A model as it is handed over: the content of an ONNX file. Reading it runs no code from the file.
 
     `card` holds what the file says of itself (see `workshop.handover`), `version` its name. Raises ValueError
-    if the content is not such a file.
+    if the content is not such a file, or holds anything but the course's graph with other numbers.
     """
-
     def __init__(self, content: bytes):
         options = onnxruntime.SessionOptions()
         # One thread: more gain nothing on trees of this size, and fight each other where many are served.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what is wrong, the exception says
         try:
+            import onnx  # only here: forecasts do without
+            # What runs is made anew from the file's numbers; if that is not the file again, it holds more.
+            given = onnx.load_from_string(content)
+            margin_kt, numbers = [sum(each.float_data) for each in given.graph.initializer[4:]], {}
+            graph = onnx.parser.parse_model(GRAPH % tuple(margin_kt))
+            for node, trees in zip(graph.graph.node[:3], given.graph.node):
+                for each in trees.attribute:
+                    value, (least, most) = onnx.helper.get_attribute_value(each), TREES[each.name]
+                    values = np.array(value).astype("U" if isinstance(least, str) else float)
+                    numbers[each.name.removeprefix("nodes_")] = values
+                    if not np.all((least <= values) & (values <= most)):
+                        raise ValueError(f"{each.name} of {node.name} should be from {least} to {most}")
+                    node.attribute.append(onnx.helper.make_attribute(each.name, value))
+                ahead = np.minimum(numbers["truenodeids"], numbers["falsenodeids"]) > numbers["nodeids"]
+                if not np.all(ahead | (numbers["modes"] == "LEAF")):
+                    raise ValueError(f"a tree of {node.name} goes in circles")
+            onnx.helper.set_model_props(graph, {"card": given.metadata_props[0].value})
+            self.card = json.loads(given.metadata_props[0].value)
+            self.version = isinstance(self.card, dict) and self.card.get("version")
+            if not isinstance(self.version, str) or graph != given or not np.max(np.abs(margin_kt)) <= 250:
+                raise ValueError("it holds no card with a version, or more than the course's graph")
+            content = graph.SerializeToString()
             self._session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-            self.card = json.loads(self._session.get_modelmeta().custom_metadata_map.get("card", "null"))
-            if self.card is None:
-                raise ValueError("it holds no card")
-            self.version = self.card["version"]
         except Exception as error:  # onnxruntime has a class for each kind of damage, and no common one
             raise ValueError(f"this is not a model file of the course ({str(error)[:100]})") from None
 

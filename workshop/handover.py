@@ -10,11 +10,9 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 
-from workshop.forecaster import FEATURES, INPUTS
+from workshop.forecaster import FEATURES, GRAPH, INPUTS
 from workshop.model import PRESSURE, IntervalModel, features, strength
 from workshop.storms import ARCHIVE
-
-OPSETS = {"": 17, "ai.onnx.ml": 3}  # old, so that old runtimes read the file; in interval.onnx.txt, too
 
 
 def score(model: IntervalModel, known: pd.DataFrame, later: pd.DataFrame) -> list[dict]:
@@ -26,13 +24,11 @@ def score(model: IntervalModel, known: pd.DataFrame, later: pd.DataFrame) -> lis
     linear = make_pipeline(SimpleImputer(), LinearRegression())
     linear.fit(features(known), known.wind_kt_in_24h - known.wind_kt)
     truth, inputs = later.wind_kt_in_24h, features(later)
-
     def errors(inputs):
         wind, line = model.predict(inputs), later.wind_kt + linear.predict(inputs)
         guesses = {"model_kt": wind.middle, "persistence_kt": later.wind_kt, "linear_kt": line}
         table = pd.DataFrame({name: (guess - truth).abs() for name, guess in guesses.items()})
         return table.assign(inside_interval=truth.between(wind.low, wind.high))
-
     table = errors(inputs)
     bands = "wind below 34 kt", "wind 34 to 63 kt", "wind 64 kt and more"
     groups = {"all": table, **{f"season {season}": rows for season, rows in table.groupby(later.season)},
@@ -64,18 +60,14 @@ def facts(model: IntervalModel, examples: pd.DataFrame, version: str) -> dict:
 
 def to_onnx(model: IntervalModel) -> onnx.ModelProto:
     """Return the model as one ONNX graph: `features`, float32 (n, 9), in; `wind_kt`, (n, 3), out."""
-    # IntervalModel.predict once more, in ONNX's own words; the changes low, middle, high come from the trees.
-    graph = (Path(__file__).parent / "interval.onnx.txt").read_text(encoding="utf-8")
-    proto = onnx.parser.parse_model(graph % tuple(map(float, model.margin_kt)))
-    for name, estimator in [(name, getattr(model, name)) for name in ("low", "middle", "high")]:
+    proto = onnx.parser.parse_model(GRAPH % tuple(map(float, model.margin_kt)))
+    for node, estimator in zip(proto.graph.node, (model.high, model.middle, model.low)):
         for tree, in estimator._predictors:  # the file's are float32: rounded down, no float32 changes sides
             exact, near = tree.nodes["num_threshold"], tree.nodes["num_threshold"].astype("float32")
             exact[:] = np.where(near > exact, np.nextafter(near, np.float32("-inf")), near)
-        part = skl2onnx.to_onnx(estimator, np.zeros((1, 9), np.float32), target_opset=OPSETS)
-        trees, = part.graph.node
-        trees.input[0], trees.output[0], trees.name = "features", name, name
-        proto.graph.node.insert(0, trees)
-    onnx.checker.check_model(proto)
+        part = skl2onnx.to_onnx(estimator, np.zeros((1, 9), np.float32), target_opset={"": 17, "ai.onnx.ml": 3})
+        node.attribute.extend(part.graph.node[0].attribute)
+    onnx.checker.check_model(proto)  # opsets 17 and 3 are old, so that old runtimes read the file
     return proto
 
 

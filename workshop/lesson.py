@@ -2,7 +2,7 @@
 
 A check is a generator: for each thing that must be so it yields whether it is, the name of the hint if not
 (`wrong` if none fits), and what fills the hint's braces; the first that is not so counts. The hints, and the
-exercises that need no code of their own, are in hints.toml.
+exercises that need no code of their own, are in hints.toml; `exercise_01_2` checks exercise 01.2.
 """
 import functools
 import html
@@ -13,7 +13,6 @@ import time
 import tomllib
 import traceback
 from collections import namedtuple
-from contextlib import suppress
 from itertools import chain, takewhile
 from pathlib import Path
 from reprlib import repr as show  # short, and safe where the repr of a learner's object fails
@@ -25,8 +24,8 @@ import pandas as pd
 from workshop import forecaster, records, registry, server, storms
 
 WORDS = tomllib.loads(Path(__file__).with_name("hints.toml").read_text(encoding="utf-8"))
-COMMON, QUIZZES, CALLS, QUESTIONS = (WORDS.pop(name) for name in ("common", "quizzes", "calls", "questions"))
-EXERCISES, RESULTS = {}, {}  # by number: the function that checks it; the result of the last check
+COMMON, QUIZZES, CALLS, QUESTIONS, STORM = map(WORDS.pop, "common quizzes calls questions storm".split())
+RESULTS = {}  # by number: what the last check said
 BLANK = (lambda: None).__code__.co_code  # what a starter's body, three dots, is compiled to
 archive = functools.cache(storms.load_storms)
 examples = functools.cache(lambda: storms.build_examples(archive()))
@@ -34,7 +33,6 @@ examples = functools.cache(lambda: storms.build_examples(archive()))
 
 class Result(namedtuple("Result", "exercise accepted text mistake")):
     """What a check says. `mistake` is None if all is well, "wrong" if it is no mistake that has a name."""
-
     def __repr__(self):
         begun = self.mistake not in ("untouched", "choose")
         mark = "✔" if self.accepted else "✘" if begun else "…"
@@ -42,12 +40,7 @@ class Result(namedtuple("Result", "exercise accepted text mistake")):
 
     def _repr_html_(self):
         kind = {"✔": "success", "…": "info", "✘": "warning"}[repr(self)[0]]
-        return f'<div class="alert alert-{kind}">{html.escape(repr(self))}</div>'
-
-
-def exercise(number):
-    """Register the decorated function as the check of an exercise."""
-    return lambda function: EXERCISES.setdefault(number, function)
+        return f'<div class="alert alert-{kind}" style="color: black">{html.escape(repr(self))}</div>'
 
 
 def check(number: str, answer) -> Result:
@@ -66,8 +59,13 @@ def check(number: str, answer) -> Result:
     mistake = None if name == "right" else name
     RESULTS[number] = Result(number, name == "right", words[name].format(*details), mistake)
     if name == "right" and Path.cwd().name == "my_work":  # the learner's copy; notebook 09 shows it
-        with suppress(OSError), open("progress.jsonl", "ab") as file:
-            file.write(records.line(at=records.utc_now(), exercise=number, accepted=True))
+        line = records.line(at=records.utc_now(), exercise=number, accepted=True)
+        try:
+            with open("progress.jsonl", "ab") as file:
+                file.write(b"\n" + line)  # so that a line that was cut short does not run into it
+        except OSError as error:
+            text = f"{words[name]} (Your progress could not be noted: {error}.)"
+            RESULTS[number] = RESULTS[number]._replace(text=text)
     return RESULTS[number]
 
 
@@ -80,7 +78,7 @@ def same(one, other) -> bool:
     """Tell whether two answers agree: numbers to half a per cent, records in any order."""
     try:
         if isinstance(other, pd.DataFrame):
-            one, other = (rows.value_counts(["storm_id", "time", *storms.STATE]) for rows in (one, other))
+            one, other = (rows[["storm_id", "time", *storms.STATE]].value_counts() for rows in (one, other))
         if isinstance(other, pd.Series):
             one, other = one.to_dict(), other.to_dict()
         if isinstance(np.atleast_1d(other)[0], (str, dict)):
@@ -93,7 +91,15 @@ def same(one, other) -> bool:
 def compare(answer, right, **wrong):
     """Return a step: whether the answer is right, else which of `wrong` it is, and how it looks."""
     names = (name for name, answers in wrong.items() if any(same(answer, other) for other in answers))
-    return same(answer, right), next(names, "wrong"), type(answer).__name__, show(answer)
+    shown = answer.item() if isinstance(answer, np.generic) else answer
+    return same(answer, right), next(names, "wrong"), type(answer).__name__, show(shown)
+
+
+def ask(app, path, storm=None):
+    """Ask an app as a client would, without a server: POST a storm, if there is one, or else GET."""
+    from fastapi.testclient import TestClient  # only here: it is slow to import
+    client = TestClient(app, raise_server_exceptions=False)
+    return client.post(path, json=storm) if storm else client.get(path)
 
 
 def quiz(right, answer):
@@ -117,41 +123,26 @@ def made(part):
 
 
 def called(case, answer):
-    """Check a function by what it gives for cases of arguments; see `compare`."""
+    """Check a function by what it gives for cases of arguments, or an answer as it is; see `compare`."""
     answers = json.loads(json.dumps(case))  # a copy: a function may change what it is given
-    found = [answer(*map(made, arguments)) for arguments in answers.pop("cases")]
+    found = [answer(*map(made, arguments)) for arguments in answers.pop("cases", [])] or [answer]
     yield all(one is not None for one in found), "nothing"
     yield compare(found if found[1:] else found[0], **answers)
 
 
-for kind, given in ((quiz, QUIZZES), (question, QUESTIONS), (called, CALLS)):
-    EXERCISES |= {number: functools.partial(kind, what) for number, what in given.items()}
-
-
-@exercise("01.1")
-def storms_per_season(answer):
+def exercise_01_1(answer):
     season, year = (archive().groupby(key) for key in ("season", archive().time.dt.year))
     yield compare(answer, season.storm_id.nunique(), counted_records=[season.size()],
                   calendar_year=[year.storm_id.nunique()])
 
 
-@exercise("01.2")
-def six_hourly(answer):
+def exercise_01_2(answer):
     keys, every = ["storm_id", "time"], archive()[archive().time.dt.hour % 6 == 0]
     yield compare(answer, every.drop_duplicates(keys), doubles_left=[every, every.drop_duplicates()],
                   kept_the_last=[every.drop_duplicates(keys, keep="last")])
 
 
-@exercise("02.1")
-def score_to_beat(answer):
-    every = examples().wind_kt - examples().wind_kt_in_24h
-    error = every[examples().season == 2017]
-    yield compare(answer, error.abs().mean(), no_absolute_value=[error.mean(), -error.mean()],
-                  all_seasons=[every.abs().mean()])
-
-
-@exercise("02.2")
-def split_by_storm(answer):
+def exercise_02_2(answer):
     masks, storm_id = answer(examples().copy()), examples().storm_id  # a copy: it may change its table
     yield masks is not None and [np.size(mask) for mask in masks] == [len(storm_id)] * 2, "not_masks"
     train, test = (pd.Series(mask, dtype=bool).sort_index().to_numpy() for mask in masks)
@@ -161,16 +152,7 @@ def split_by_storm(answer):
     yield 0.1 < test.mean() < 0.3, "wrong_size", test.mean()
 
 
-@exercise("03.1")
-def categories(answer):
-    for wind in np.add.outer((137, 113, 96, 83, 64, 34), (1, 0.5, 0, -0.5, -1)).ravel():
-        word, right = answer(wind), forecaster.category(wind)
-        mistakes = {"tropical storm": "weakest_first", forecaster.category(wind - 0.1): "edges_too_high"}
-        yield word == right, mistakes.get(word, "wrong"), wind, show(word), right
-
-
-@exercise("03.2")
-def a_test(answer):
+def exercise_03_2(answer):
     def passes(hours=24, up=0, low=-9, high=9, name=forecaster.category):
         def forecast(storm):
             Forecast = answer.__globals__.get("Forecast", forecaster.Forecast)  # the notebook has its own
@@ -189,48 +171,39 @@ def a_test(answer):
     yield not passes(name=lambda wind: f"category {5 if wind < 137 else 1}"), "category_unchecked"
 
 
-@exercise("04.1")
-def refused(answer):
+def exercise_04_1(answer):
     status = show(getattr(answer, "status_code", None))
     yield status == "422", f"status_{status}", status
     first, *more = answer.json()["detail"]
     yield not more and first["loc"][-1] == "wind_kt" and "than" in first["type"], "other_reason"
 
 
-@exercise("04.2")
-def second_endpoint(answer):
-    from fastapi.testclient import TestClient  # only here: it is slow to import
-    ask = functools.partial(TestClient(answer, raise_server_exceptions=False).get, "/category")
-    status, last = ask(params={"wind_kt": 70}).status_code, getattr(answer.routes[-1], "path", "")
+def exercise_04_2(answer):
+    status, last = ask(answer, "/category?wind_kt=70").status_code, getattr(answer.routes[-1], "path", "")
     mistake = "untouched" if status == 404 and last == "/forecast" else f"status_{status}"  # the starter's
     for wind in (70, 20, 140.5):
-        got, right = ask(params={"wind_kt": wind}), {"category": forecaster.category(wind)}
+        got, right = ask(answer, f"/category?wind_kt={wind}"), {"category": forecaster.category(wind)}
         yield got.status_code == 200, mistake, wind, show(got.text), right
-        yield ask(params={"wind_kt": "strong"}).status_code == 422, "not_typed"
+        yield ask(answer, "/category?wind_kt=strong").status_code == 422, "not_typed"
         yield got.json() == right, "wrong", wind, show(got.text), right
 
 
-@exercise("06.2")
-def rung_1(app):
-    from fastapi.testclient import TestClient  # only here: it is slow to import
+def exercise_06_2(app):
     functions = [inspect.unwrap(route.endpoint) for route in app.routes
                  if getattr(route, "path", "") == "/forecast"]
     names = {name for function in functions for name in function.__code__.co_names}
     begun = any(isinstance(function.__globals__.get("model"), forecaster.ModelFile) for function in functions)
     yield "DataFrame" not in names, "still_a_table" if begun else "untouched"
     yield not {"load", "kept_model"} & names, "loads_each_time"
-    storm = examples().iloc[-1]
-    storm = {"time": f"{storm.time:%Y-%m-%dT%H:%MZ}", **storm[list(forecaster.INPUTS)]}
-    got = TestClient(app, raise_server_exceptions=False).post("/forecast", json=storm)
+    got = ask(app, "/forecast", STORM)
     yield got.status_code == 200, f"status_{got.status_code}", got.status_code
-    right = forecaster.forecast(forecaster.Storm(**storm), registry.load()).wind_kt
+    right = forecaster.forecast(forecaster.Storm(**STORM), registry.load()).wind_kt
     answer = got.json()
     yield isinstance(answer, dict) and same(answer.get("wind_kt"), right), "wrong", show(got.text), right
     yield all(map(inspect.iscoroutinefunction, functions)), "plain_def"
 
 
-@exercise("08.3")
-def mended(answer):
+def exercise_08_3(answer):
     health = lambda: json.loads(urlopen(server._running["service"].url + "/health", timeout=5).read())
     known = takewhile(lambda line: line["version"] in registry.versions(), registry.history())
     good, deadline = [line["version"] for line in known][-1], time.monotonic() + 3
@@ -242,8 +215,7 @@ def mended(answer):
     yield now["model_version"] == good, "other_version", now["model_version"], good
 
 
-@exercise("09.3")
-def probabilities(answer):
+def exercise_09_3(answer):
     late = examples()[examples().season >= 2015]
     said = np.asarray(answer(late.drop(columns="wind_kt_in_24h")), float)
     yield said.shape == (len(late),) and ((0 <= said) & (said <= 1)).all(), "wrong", show(said.tolist())
@@ -251,3 +223,16 @@ def probabilities(answer):
     score = ((said - (late.wind_kt_in_24h >= 64)) ** 2).mean()
     yield score > 0.095, "knows_the_future", score
     yield score < 0.174, "worse_than_persistence", score
+
+
+def exercise_09_5(app):
+    for change, right in (({}, 200), ({"pressure_hpa": None}, 200), ({"wind": 40}, 422)):
+        got = ask(app, "/hurricane", STORM | change)
+        status, told = got.status_code, show(got.text)
+        yield status == right, "untouched" if status == 404 else f"status_{status}", told
+        yield right == 422 or 0 <= got.json()["probability"] <= 1, "wrong", told
+
+
+CHECKS = {name[-4:].replace("_", "."): one for name, one in list(vars().items()) if name[:9] == "exercise_"}
+EXERCISES = CHECKS | {number: functools.partial(kind, what) for kind, given in (
+    (quiz, QUIZZES), (question, QUESTIONS), (called, CALLS)) for number, what in given.items()}

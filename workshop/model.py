@@ -39,7 +39,6 @@ def strength(wind_kt) -> np.ndarray:
 @dataclass(frozen=True)
 class IntervalModel:
     """Three estimators of the wind's change, and for each strength the margin that widens the interval."""
-
     middle: HistGradientBoostingRegressor
     low: HistGradientBoostingRegressor
     high: HistGradientBoostingRegressor

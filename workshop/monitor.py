@@ -1,23 +1,27 @@
 """Monitoring (notebook 07): the forecast log as a table, drift between clients, scores with intervals."""
-# The rows of one storm resemble each other: where chance is imitated, whole storms are drawn.
 import numpy as np
 import pandas as pd
+from pydantic import Field, TypeAdapter, create_model
 from scipy import stats
 
 from workshop import records
-from workshop.forecaster import INPUTS
+from workshop.forecaster import INPUTS, Forecast, Storm, Time
+
+ALL, SENT = dict(at=Time, request_id=str, client=str | None), create_model("Sent", **Storm.__annotations__)
+LINE = TypeAdapter(create_model("Is", **ALL, status=(int, Field(200, le=200)), storm=SENT, forecast=Forecast)
+    | create_model("Not", **ALL, status=(int, Field(ge=400)), storm=(None, None), forecast=(None, None)))
 
 
 def read_log(*paths) -> pd.DataFrame:
-    """Return forecast logs as a table: one row a forecast, or a refused request, by the time of the storms.
+    """Return forecast logs as a table: one row a forecast, or a refused request, by the storms' times.
 
     Columns: `at`, `request_id`, `client`, `status` (200 where a forecast was given), `refused` (why not); the
     storm as it was sent; the forecast, its winds as `wind_kt_in_24h`, `..._low`, `..._high`, knots. Times are
     UTC. A refused request, whose storm is not in the log (NaN), has the time of the forecast before it.
     """
-    rows = [{"status": 200} | line | line.get("storm", {}) | {
-        name.replace("wind_kt", "wind_kt_in_24h"): value for name, value in line.get("forecast", {}).items()}
-        for line in records.read(*paths)]
+    rows = [{"status": 200} | line | (line.get("storm") or {}) | {
+        key.replace("wind_kt", "wind_kt_in_24h"): each for key, each in (line.get("forecast") or {}).items()}
+        for line in records.read(*paths, check=LINE.validate_python)]
     numbers = [*INPUTS, "wind_kt_in_24h", "wind_kt_in_24h_low", "wind_kt_in_24h_high"]
     log = pd.DataFrame(rows, columns=["at", "request_id", "client", "status", "refused", "time", *numbers,
                                       "category", "model_version"]).astype(dict.fromkeys(numbers, float))
@@ -44,8 +48,8 @@ def drift(signals, client, window=80) -> pd.DataFrame:
 def scores(values, storm_id, by, resamples=1000) -> pd.DataFrame:
     """Return the mean of each column of `values` (a row a forecast), in groups `by`, with a 95 % interval.
 
-    Columns: (name, "mean" | "low" | "high"). The interval comes from drawing the group's storms anew, and
-    is somewhat too narrow where they are few; NaN where there is one.
+    Columns: (name, "mean" | "low" | "high"). The interval comes from drawing whole storms anew (the rows
+    of one are alike), and is somewhat too narrow where they are few; NaN where there is one.
     """
     rows, mean = {}, lambda total, count, axis: total.sum(axis) / count.sum(axis)
     for group, part in values.groupby(by):

@@ -25,18 +25,17 @@ def line(**record) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
-def read(*paths) -> Iterator[dict]:
-    """Yield the records of the files, in order. A line that a crash has cut short is passed over."""
+def read(*paths, check=dict.items) -> Iterator[dict]:
+    """Yield the records of the files, in order, without lines cut short, garbled, or refused by `check`."""
     for path in paths:
         for text in Path(path).read_bytes().splitlines():
-            with suppress(ValueError):
-                if isinstance(record := json.loads(text), dict):
-                    yield record
+            with suppress(ValueError, TypeError, RecursionError):
+                check(record := json.loads(text))
+                yield record
 
 
 class Writer:
     """Adds lines to a file of its own, made at the first write."""
-
     # What was written is with the operating system, so it outlives this process, however that ends. No two
     # writers share a file: so a line that one of them left unfinished can't run into another's.
     def __init__(self, folder: Path, name: str):

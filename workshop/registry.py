@@ -14,14 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from workshop import ROOT, records
-from workshop.forecaster import ModelFile
+from workshop.forecaster import ModelFile, Storm
 
-FILES = "model.onnx", "card.md", "SHA256SUMS"
+FILES, MOST_BYTES = ("model.onnx", "card.md", "SHA256SUMS"), 2_000_000
 
 
 class RegistryError(ValueError):
     """A version that is not there, is damaged, or can't be used; the message says which, and what to do."""
-
 
 def folder() -> Path:
     """Return where the versions lie: $WORKSHOP_MODEL_DIR, or models/ in the checkout."""
@@ -43,9 +42,9 @@ def _in_use() -> list[str]:
     stack = []
     for line in history():
         event, version = line.get("event"), line.get("version")
-        if event == "promoted" and version not in stack[-1:]:
+        if event == "promoted" and isinstance(version, str) and version not in stack[-1:]:
             stack.append(version)
-        while event == "rolled back" and stack and stack[-1] != version:
+        while event == "rolled back" and version in stack and stack[-1] != version:
             stack.pop()
     return stack
 
@@ -55,12 +54,11 @@ def current() -> str | None:
     return next(reversed(_in_use()), None)
 
 
-def _note(event, version, reason):
+def _note(**facts):
     path = folder() / "history.jsonl"
-    line = records.line(at=records.utc_now(), event=event, version=version, reason=reason)
     torn = path.exists() and not path.read_bytes().endswith(b"\n")  # a crash has left a line unfinished
     with open(path, "ab") as file:
-        file.write(b"\n" * torn + line)
+        file.write(b"\n" * torn + records.line(at=records.utc_now(), **facts))
 
 
 def save(model, examples, version=None, reason="trained") -> str:
@@ -78,19 +76,18 @@ def save(model, examples, version=None, reason="trained") -> str:
         card["version"] = name
         files = {"model.onnx": handover.with_card(graph, card), "card.md": handover.text(card).encode()}
         files["SHA256SUMS"] = _sums(files)
-        part.mkdir(parents=True, exist_ok=True)
-        for file, content in files.items():
-            (part / file).write_bytes(content)
         try:
+            part.mkdir(parents=True, exist_ok=True)
+            for file, content in files.items():
+                (part / file).write_bytes(content)
             part.rename(folder() / name)  # in one step: nobody sees half a version
         except OSError:
+            shutil.rmtree(part, ignore_errors=True)
             if not (folder() / name).exists():
                 raise
-            shutil.rmtree(part)
-            if _intact(name) == files:
-                return name
         else:
-            _note("saved", name, reason)
+            _note(event="saved", version=name, reason=reason)
+        if _intact(name) == files:
             return name
 
 
@@ -100,22 +97,25 @@ def _sums(files):
 
 def _intact(version):
     """Return a version's files, their contents by name; None if they are not what was saved."""
-    with suppress(OSError):
-        files = {name: (folder() / version / name).read_bytes() for name in FILES}
+    with suppress(OSError, KeyError):
+        files = {path.name: path.read_bytes() for path in (folder() / version).iterdir() if path.name in FILES
+                 and path.is_file() and not path.is_symlink() and path.stat().st_size <= MOST_BYTES}
         return files if files["SHA256SUMS"] == _sums(files) else None
 
 
 def load(version=None) -> ModelFile:
     """Return a version, the one in use if none is named. Raises RegistryError if it is missing or damaged."""
-    version = version or current()
-    if version not in versions():
+    if (version := version or current()) not in versions():
         what = f"There is no version {version!r}" if version else "No version is in use"
         raise RegistryError(f"{what} in {folder()}; there are: {', '.join(versions()) or 'none'}.")
-    files = _intact(version)
-    if not files:
+    if not (files := _intact(version)):
         raise RegistryError(f"Version {version} is damaged: a file in {folder() / version} is not what was "
                             "saved (see SHA256SUMS there). Take it from a copy, or train and save it again.")
-    model = ModelFile(files["model.onnx"])
+    try:
+        model = ModelFile(files["model.onnx"])
+        [(str.title(each["name"]), Storm(**each["storm"])) for each in model.card["examples"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RegistryError(f"Version {version} can't be used: {error}.") from None
     if model.version != version:
         raise RegistryError(f"The folder {version} holds version {model.version}: name it so.")
     return model
@@ -125,16 +125,15 @@ def promote(version, reason) -> None:
     """Put a version into use. Raises RegistryError if it can't be loaded; then the old one stays in use."""
     load(version)
     if version != current():
-        _note("promoted", version, reason)
+        _note(event="promoted", version=version, reason=reason)
 
 
 def roll_back(reason) -> str:
     """Put back into use the version before the last promotion, and return its name; RegistryError if none."""
-    before = _in_use()[:-1]
-    if not before:
+    if not (before := _in_use()[:-1]):
         raise RegistryError("There is no version to go back to.")
     load(before[-1])
-    _note("rolled back", before[-1], reason)
+    _note(event="rolled back", version=before[-1], reason=reason)
     return before[-1]
 
 
@@ -148,10 +147,9 @@ def kept_model(say=print) -> ModelFile:
     except ValueError as error:
         say(f"{error}")
     say("No sound model is in use here: training one as in notebook 02, some seconds ...")
-    from workshop.model import train
-    from workshop.storms import build_examples, load_storms
-    examples = build_examples(load_storms())
-    version = save(train(examples), examples, reason="there was none")
+    from workshop import model as models, storms
+    examples = storms.build_examples(storms.load_storms())
+    version = save(models.train(examples), examples, reason="there was none")
     promote(version, "there was none")
     say(f"Done: model {version}.")
     return load(version)

@@ -17,7 +17,9 @@ import tempfile
 import threading
 import time
 import types
+from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 from workshop import ROOT
 
@@ -28,7 +30,6 @@ _running = {}  # the server launched last under each name; it ends with us (see 
 
 class ServerError(RuntimeError):
     """An app could not be launched; the message says why, with the app's own last lines."""
-
     def _render_traceback_(self):  # what IPython shows: our own frames would not help a learner
         return [f"ServerError: {self}"]
 
@@ -65,7 +66,6 @@ def launch_service(workers=1, name="service"):
 
 class Server:
     """A launched app: `url` for programs on this machine, `public_url` for your browser, `port`, `pid`."""
-
     url = property(lambda self: f"http://127.0.0.1:{self.port}")
     public_url = property(lambda self: public_address(self.port))
     running = property(lambda self: self._process.poll() is None)
@@ -131,16 +131,19 @@ class Server:
     def docs(self, height=500, path=None):
         """Return the app's interactive documentation, or another page of it, to show under the cell."""
         from IPython.display import HTML  # not IFrame, whose text form holds a memory address
+        address, shown = self.public_url + (path or self._docs), ""
+        with suppress(OSError):  # what is to be seen where the browser can't reach the server: see wait.html
+            shown = urlopen(self.url + (path or "/openapi.json"), timeout=5).read().decode()
         # The frame opens the page when the server has answered twice: in Run All it may soon be replaced.
-        page = (Path(__file__).parent / "wait.html").read_text(encoding="utf-8").rstrip("\n").replace(
-            "ADDRESS", json.dumps(self.public_url + (path or self._docs)))
+        page = (Path(__file__).parent / "wait.html").read_text(encoding="utf-8").rstrip("\n")
+        page = page.replace("DATA", json.dumps([address, shown]).replace("<", "\\u003c"), 1)
         return HTML(f'<div><iframe srcdoc="{html.escape(page)}" width="100%" height="{height}" '
                     f'title="A page of the API" style="border: thin solid"></iframe></div>')
 
     def __repr__(self):
-        return f"{self.name} is stopped." if not self.running else (
-            f"{self.name} runs. For programs on this machine: {self.url}\n"
-            f"Its docs, for your browser: {self.public_url}{self._docs}")
+        docs = f"Its docs, for your browser: {self.public_url}{self._docs}"
+        runs = f"{self.name} runs. For programs on this machine: {self.url}\n{docs}"
+        return runs if self.running else f"{self.name} is stopped."
 
     def _repr_html_(self):
         return re.sub(r"\n(.*: )(.*)", r'<br>\1<a href="\2" target="_blank">\2</a>', html.escape(repr(self)))

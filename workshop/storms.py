@@ -10,9 +10,8 @@ from workshop import ROOT
 
 DATA = Path(ROOT, "data")
 ARCHIVE = tomllib.loads(Path(__file__).with_name("archive.toml").read_text(encoding="utf-8"))
-STATUS, LIMITS = ARCHIVE["status"], ARCHIVE["limits"]
-# The National Hurricane Center scores forecasts of tropical and subtropical systems only.
-VERIFIED = [STATUS[code] for code in ("TD", "TS", "HU", "SD", "SS")]
+STATUS, LIMITS, LOOKS, FIELDS = (ARCHIVE[name] for name in ("status", "limits", "looks", "fields"))
+VERIFIED = [STATUS[code] for code in ARCHIVE["verified"]]
 STATE = ["latitude", "longitude", "wind_kt", "pressure_hpa"]
 COLUMNS = ["storm_id", "name", "season", "time", "status", *list(LIMITS)[1:]]
 
@@ -22,30 +21,35 @@ def load_storms(path=DATA / "storms.csv") -> pd.DataFrame:
 
     Columns: `COLUMNS`; `time` is UTC, wind in knots (kt), pressure in hPa, diameters in nautical miles (nmi),
     latitude in °N, longitude in °E (negative in the Atlantic). Raises ValueError where a column is missing
-    or a value is impossible, naming the line of the file.
+    or a value is impossible, or does not fit the others, naming the line of the file.
     """
-    text = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, engine="python")
+    text = pd.read_csv(path, dtype=str, **ARCHIVE["csv"])
     if missing := [column for column in COLUMNS if column not in text]:
         raise ValueError(f"{path}: column {missing[0]!r} is missing; expected columns {', '.join(COLUMNS)}")
     text = text[COLUMNS]
-    storms = text.assign(status=text.status.where(text.status.isin(STATUS.values())),
-                         time=pd.to_datetime(text.time, format="ISO8601", utc=True, errors="coerce"))
-    right = {"time": "one like 2005-12-30T00:00Z", "status": f"one of {', '.join(STATUS.values())}"}
+    right = ARCHIVE["right"] | {"status": f"one of {', '.join(STATUS.values())}"}
+    looks = lambda column, how=None: text[column].where(text[column].str.fullmatch(LOOKS[how or column]))
+    time = pd.to_datetime(looks("time"), format="ISO8601", utc=True, errors="coerce")
+    storms = text.assign(name=looks("name"), status=text.status.where(text.status.isin(STATUS.values())))
     for column, (low, high) in LIMITS.items():
-        value = pd.to_numeric(text[column], errors="coerce").astype(float)
+        value = pd.to_numeric(looks(column, "number"), errors="coerce").astype(float)
         storms[column], right[column] = value.where(value.between(low, high)), f"{low} to {high}"
+    same = text.season + "-" + text.groupby(["season", "name"]).storm_id.transform("first").str[5:]
+    named = text.storm_id.eq(same) | looks("storm_id", "nameless").notna()
+    storms["storm_id"] = text.storm_id.where(named | storms.season.isna())  # then that is what is wrong
+    fits = (time.dt.year - storms.season).abs().le(1) & ~(time < time.groupby(text.storm_id).shift())
+    storms["time"] = time.where(fits)
     # NaN is what made no sense or was cut off. Only wind, pressure and diameters may be empty, for unknown.
     wrong = (storms.isna() | text.eq("")) & ~(text.eq("") & np.isin(COLUMNS, COLUMNS[7:]))
     for row, at in np.argwhere(wrong)[:1]:
-        found, expected = text.fillna("").iat[row, at], right.get(COLUMNS[at], "a text")
+        found, expected = text.fillna("").iat[row, at][:60], right.get(COLUMNS[at], "a text")
         raise ValueError(f"{path}, line {row + 2}: {COLUMNS[at]} is {found!r}, expected {expected}")
     return storms.astype({"season": int})
 
 
 def synoptic(storms: pd.DataFrame) -> pd.DataFrame:
     """Keep the records of 00, 06, 12 and 18 UTC, the first where a storm has two in one hour."""
-    # The archive adds landfalls and other moments. The shipped file has lost the minutes, so that one at
-    # 06:20 reads as a second record of 06:00; the archive is in order of time: the first is the six-hourly.
+    # Of two in one hour the first is the six-hourly: data/README.md tells why.
     hour = storms.time.dt.floor("h")
     return storms[hour.dt.hour % 6 == 0].assign(time=hour).drop_duplicates(["storm_id", "time"])
 
@@ -62,9 +66,8 @@ def build_examples(storms: pd.DataFrame, with_truth=True) -> pd.DataFrame:
     now = records.loc[records.status.isin(VERIFIED), ["storm_id", "name", "season", "time", "status", *STATE]]
     earlier = records[["storm_id", "time", *STATE]].assign(time=records.time + pd.Timedelta(hours=12))
     later = now[["storm_id", "time", "wind_kt"]].assign(time=now.time - pd.Timedelta(hours=24))
-    examples = now.merge(earlier, on=["storm_id", "time"], suffixes=("", "_12h_ago"))
-    how = "inner" if with_truth else "left"
-    return examples.merge(later, how, ["storm_id", "time"], suffixes=("", "_in_24h"))
+    now = now.merge(earlier, on=["storm_id", "time"], suffixes=("", "_12h_ago"))
+    return now.merge(later, "inner" if with_truth else "left", ["storm_id", "time"], suffixes=("", "_in_24h"))
 
 
 def read_hurdat2(path) -> pd.DataFrame:
@@ -76,12 +79,10 @@ def read_hurdat2(path) -> pd.DataFrame:
     def expect(right, found, expected):
         if not right:
             raise ValueError(f"{path}, line {number}: found {found}, expected {expected}")
-
     lines = Path(path).read_text("ascii", errors="replace").split("\n")  # no field may hold the sign it puts
     lines = ((at, [field.strip() for field in line.strip().removesuffix(",").split(",")])
              for at, line in enumerate(lines, 1) if line.strip())
     rows, storm_ids, number = [], {}, 1
-    looks = ARCHIVE["fields"] + ARCHIVE["fields"][-1:] * 12  # the last are 13 wind radii
     for number, fields in lines:
         header = re.fullmatch(ARCHIVE["header"], ",".join(fields))
         expect(header, repr(",".join(fields)[:60]), "the next header, such as 'AL022023, ARLENE, 15,'")
@@ -95,8 +96,8 @@ def read_hurdat2(path) -> pd.DataFrame:
             number, fields = next(lines, (number + 1, ["the end of the file"]))
             expect(len(fields) in (20, 21), repr(",".join(fields)[:60]),
                    f"a record of 20 or 21 fields: {left} more of the {count} of {identifier}")
-            for field, (what, pattern, words) in zip(fields, looks):
-                expect(re.fullmatch(pattern, field), f"{what} {field!r}", words)
+            for field, (what, pattern, words) in zip(fields, FIELDS + FIELDS[-1:] * 12):  # 13 wind radii
+                expect(re.fullmatch(pattern, field), f"{what} {field[:60]!r}", words)
             previous, digits = time, "".join(fields[:2])
             time = pd.to_datetime(digits, format="%Y%m%d%H%M", utc=True, errors="coerce")  # NaT is not after
             expect(previous < time and time.year <= season + 1, f"time {digits}",
