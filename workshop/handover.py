@@ -65,7 +65,7 @@ def to_onnx(model: IntervalModel) -> onnx.ModelProto:
         for tree, in estimator._predictors:  # the file's are float32: rounded down, no float32 changes sides
             exact, near = tree.nodes["num_threshold"], tree.nodes["num_threshold"].astype("float32")
             exact[:] = np.where(near > exact, np.nextafter(near, np.float32("-inf")), near)
-        part = skl2onnx.to_onnx(estimator, np.zeros((1, 9), np.float32), target_opset={"": 17, "ai.onnx.ml": 3})
+        part = skl2onnx.to_onnx(estimator, np.zeros((1, 9), "f4"), target_opset={"": 17, "ai.onnx.ml": 3})
         node.attribute.extend(part.graph.node[0].attribute)
     onnx.checker.check_model(proto)  # opsets 17 and 3 are old, so that old runtimes read the file
     return proto

@@ -8,7 +8,7 @@ from workshop import records
 from workshop.forecaster import INPUTS, Forecast, Storm, Time
 
 ALL, SENT = dict(at=Time, request_id=str, client=str | None), create_model("Sent", **Storm.__annotations__)
-LINE = TypeAdapter(create_model("Is", **ALL, status=(int, Field(200, le=200)), storm=SENT, forecast=Forecast)
+LINE = TypeAdapter(create_model("Is", **ALL, status=(None, None), storm=SENT, forecast=Forecast)
     | create_model("Not", **ALL, status=(int, Field(ge=400)), storm=(None, None), forecast=(None, None)))
 
 
@@ -19,7 +19,7 @@ def read_log(*paths) -> pd.DataFrame:
     storm as it was sent; the forecast, its winds as `wind_kt_in_24h`, `..._low`, `..._high`, knots. Times are
     UTC. A refused request, whose storm is not in the log (NaN), has the time of the forecast before it.
     """
-    rows = [{"status": 200} | line | (line.get("storm") or {}) | {
+    rows = [line | {"status": line.get("status") or 200} | (line.get("storm") or {}) | {
         key.replace("wind_kt", "wind_kt_in_24h"): each for key, each in (line.get("forecast") or {}).items()}
         for line in records.read(*paths, check=LINE.validate_python)]
     numbers = [*INPUTS, "wind_kt_in_24h", "wind_kt_in_24h_low", "wind_kt_in_24h_high"]
