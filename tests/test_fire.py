@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -261,7 +262,9 @@ HEADS = [
     (request("GET", "/health", f"{LONG}: x"), 200),
     (request("GET", "/health", f"X-Forwarded-Prefix: {LONG}"), 200),
     (request("GET", "/docs", f"X-Forwarded-Prefix: {'/a' * 500_000}"), 200),
-    (request("POST", "/forecast", f"X-Client: {LONG}", f"X-Request-ID: {LONG}", body=BODY), 200),
+    (request("POST", "/forecast", f"X-Client: {LONG[::3]}", f"X-Request-ID: {LONG[::3]}", body=BODY), 200),
+    (request("POST", "/forecast", f"X-Client: {LONG}", f"X-Request-ID: {LONG}", body=BODY), 400),
+    (request("GET", "/health", *["X: y"] * 1_000_000), 400),
     (request("GET", f"/{LONG}"), 400),
     (request("GET", f"/health?{LONG}"), 400),
     (request(LONG, "/health"), 400),
@@ -282,6 +285,29 @@ def test_a_head_that_is_too_much_or_wrong_harms_nobody(service):
     with under_fire(service):
         for head, status in HEADS:
             assert statuses(say(service, head, end=LAST))[0] == status, head[:100]
+
+
+@pytest.mark.parametrize("piece", [b"X: y\r\n" * 10_000, b"X: " + b"y" * 60_000 + b"\r\n", b"y" * 60_000])
+def test_a_head_without_end_is_given_up_at_a_million_bytes(service, piece):
+    sent, deadline = 0, time.monotonic() + 60
+    with under_fire(service), socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nX: y\r\nY: ")
+        with suppress(ConnectionError):
+            while True:
+                assert time.monotonic() < deadline
+                connection.sendall(piece)
+                sent += len(piece)
+    assert sent < 20_000_000  # buffers on the way hold some
+
+
+@pytest.mark.campaign
+def test_a_first_line_that_never_ends_is_given_up_and_frees_its_connection(service):
+    before = service.process.num_fds()
+    with under_fire(service), ExitStack() as stack:
+        for begun in [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nX: y\r\n"] * 60:
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+            connection.sendall(begun)
+        eventually(lambda: service.process.num_fds() <= before + 5, seconds=60)
 
 
 METHODS = ["TRACE", "TRACK", "OPTIONS", "HEAD", "PUT", "PATCH", "DELETE", "CONNECT", "PROPFIND", "PURGE",

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from conftest import tried
+from conftest import CAMPAIGN, tried
 from test_cli import checkout, copy_checkout, surroundings, workshop  # two of them fixtures
 from workshop import ROOT
 
@@ -286,3 +286,13 @@ def test_what_windows_does_not_have_is_used_only_where_the_code_asks_for_it():
             assert not names or id(node) in guarded, f"{names} in: {ast.unparse(node)}"
             used |= names
     assert {"fcntl", "getppid", "SIGKILL", "execve"} <= used
+
+
+def test_each_row_of_what_the_long_runs_have_tried_is_written_by_a_test():
+    rows = re.findall(r"^\| (.+?) \| [\d,]+ \| [\d,]+ \| ", CAMPAIGN.read_text("utf-8"), re.M)
+    calls = [node.args[0] for path in Path(ROOT, "tests").glob("test_*.py")
+             for node in ast.walk(ast.parse(path.read_text("utf-8")))
+             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tried"]
+    words = ["".join(re.escape(part.value) if isinstance(part, ast.Constant) else ".*"
+                     for part in getattr(call, "values", [call])) for call in calls]
+    assert len(rows) >= 15 and not [row for row in rows if not any(re.fullmatch(word, row) for word in words)]

@@ -15,8 +15,9 @@ from fastapi import Body, Depends, FastAPI, HTTPException, Request, Security
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import APIKeyHeader
 from prometheus_client import multiprocess
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import Field, create_model
 from pydantic_core import to_json
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from workshop import records, registry
 from workshop.forecaster import Forecast, Storm, forecasts
@@ -31,18 +32,25 @@ SECONDS = prometheus_client.Histogram("http_request_seconds", "Time to answer a 
 FORECASTS = prometheus_client.Counter("forecasts", "Forecasts given.", ["category", "model_version"])
 LOADED = prometheus_client.Gauge("model_loaded_time_seconds", "When a version came into use; the last is.",
                                  ["model_version"], multiprocess_mode="max")
-Refusal = create_model("Refusal", detail=(str, ...))  # in words
+Storms = create_model("Storms", __doc__="Storms to forecast in one request.", __config__={"extra": "forbid"},
+                      storms=(list[Storm], Field(min_length=1, max_length=MOST_STORMS)))
+Forecasts = create_model("Forecasts", __doc__="A forecast for each storm.", forecasts=(list[Forecast], ...))
+Refusal = create_model("Refusal", __doc__="What is wrong, in words.", detail=(str, ...))
 
 
-class Storms(BaseModel):
-    """Storms to forecast in one request."""
-    model_config = ConfigDict(extra="forbid")
-    storms: list[Storm] = Field(min_length=1, max_length=MOST_STORMS)
+class Heads(HttpToolsProtocol):
+    """Uvicorn's HTTP, where the head of a request has to end: it could fill the memory, or stay for ever."""
+    size = 0
 
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.loop.call_later(MOST_SECONDS, lambda: "method" in (self.scope or ()) or transport.close())
 
-class Forecasts(BaseModel):
-    """A forecast for each storm, in order."""
-    forecasts: list[Forecast]
+    def data_received(self, data):
+        before, _ = self.scope, super().data_received(data)  # each request has a scope of its own
+        self.size = 0 if "method" in (self.scope or ()) else len(data) + self.size * (self.scope is before)
+        if self.size > MOST_BYTES:
+            self.send_400_response(f"The head of a request has at most {MOST_BYTES:,} bytes.")
 
 
 class Service:
@@ -157,8 +165,8 @@ class Service:
 def say(*lines):
     """Print lines of the service's own log; where a line does not say `at` what time, it is now."""
     with suppress(OSError):  # nobody listens any more: no reason to fail
-        now = {"at": records.utc_now()}
-        print(*(records.line(**now | line).decode() for line in lines), sep="", end="", flush=True)
+        lines = (records.line(**{"at": records.utc_now()} | line).decode() for line in lines)
+        print(*lines, sep="", end="", flush=True)
 
 
 def create_app() -> FastAPI:
@@ -221,9 +229,9 @@ def create_app() -> FastAPI:
     async def page():
         return (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
-    fields = Storm.model_json_schema()["properties"]
     words = {name: f"{part['description']}: {part['minimum']:g} to {part['maximum']:g}"
-             for name, field in fields.items() for part in field.get("anyOf", [field]) if "minimum" in part}
+             for name, field in Storm.model_json_schema()["properties"].items()
+             for part in field.get("anyOf", [field]) if "minimum" in part}
     app.add_middleware(service.observed)
     when = for_browsers(app, words).openapi()["components"]["schemas"]["Storm"]["properties"]["time"]
     when["pattern"] = "^(18(5[1-9]|[6-9].)|19..|20..|2100)-..-..T..:..:[0-5].+[^z]$"  # date-time allows more

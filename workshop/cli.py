@@ -51,8 +51,8 @@ def learners_copy(newer):
             if target.is_file() and version.encode() not in target.read_bytes():
                 target = target.with_suffix(f".{version}.ipynb")
                 others += [] if target.exists() else [target.name]
-        if os.path.lexists(target) or ".ipynb_checkpoints" in target.parts or (
-                target.name in others and not newer):
+        there = os.path.lexists(target) or target.name in others and not newer
+        if there or ".ipynb_checkpoints" in target.parts:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(".part")
@@ -60,8 +60,7 @@ def learners_copy(newer):
         part.replace(target)  # in one step: a copy that is cut short would stay for ever
     print(f"Your copy of the course is in {START.parent}. What is there already is never overwritten.")
     if others:
-        print("Beside yours now:" if newer else "Newer versions, which `lab --newer` puts beside yours:",
-              ", ".join(sorted(others)))
+        print("Beside yours now:" if newer else "Newer; `lab --newer` puts beside yours:", *sorted(others))
 
 
 def lab(port, browser, newer):
@@ -164,8 +163,7 @@ def main(argv):
             return run([], Path(args.output or Path(ROOT, "results/slides")).absolute(), "jobs/slides.ipynb")
         os.chdir(ROOT)
         if args.verb == "test":
-            rest = rest or ["-n2", "--dist=loadfile"]  # all of them: on two cores at once
-            hand_over([sys.executable, "-m", "pytest", "-m", "not campaign", *rest])  # the last -m counts
+            hand_over([sys.executable, "-m", "pytest", "-m", "not campaign", *(rest or ["-n2"])])  # two cores
         if args.verb == "lab":
             return lab(args.port, not args.no_browser, args.newer)
         print("\n".join(lacking := doctor.lacking()) or f"Ready: environment {sys.prefix}, kernel {kernel}.")

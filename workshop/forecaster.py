@@ -64,9 +64,8 @@ class Storm(BaseModel):
                 "impossible_motion", f"A storm should move at most {MOST_KM} km in 12 hours, this one moved "
                 f"{math.ceil(km)} km; is the sign of a longitude lost (west is negative)?")
         if not -MOST_LOSS_KT <= gain_kt <= MOST_GAIN_KT:
-            raise PydanticCustomError(
-                "impossible_gain", f"A wind should change by -{MOST_LOSS_KT} to {MOST_GAIN_KT} knots in 12 "
-                f"hours, this one changed by {gain_kt:g}")
+            allowed = f"-{MOST_LOSS_KT} to {MOST_GAIN_KT} knots in 12 hours, this one changed by {gain_kt:g}"
+            raise PydanticCustomError("impossible_gain", f"A wind should change by {allowed}")
         return self
 
 

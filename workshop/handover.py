@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import onnx
 import pandas as pd
@@ -79,9 +80,5 @@ def with_card(proto: onnx.ModelProto, card: dict) -> bytes:
 
 def text(card: dict) -> str:
     """Return the card as Markdown, for people."""
-    line = ("| {group} | {forecasts} | {persistence_kt:.1f} | {linear_kt:.1f} | {model_kt:.1f} |"
-            " {inside_interval:.0%} |")
-    scores = "\n".join(map(line.format_map, card["scores"])) or "| no later season is known | | | | | |"
-    units = "\n".join(map("| `{name}` | {unit} |".format_map, card["features"]))
     template = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
-    return template.format(**card | card["training"] | {"features": units, "scores": scores})
+    return jinja2.Template(template, keep_trailing_newline=True).render(card)

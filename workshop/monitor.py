@@ -55,9 +55,8 @@ def scores(values, storm_id, by, resamples=1000) -> pd.DataFrame:
     for group, part in values.groupby(by):
         storms = part.groupby(storm_id)
         for name, total in storms.sum().items():
-            low, high = (np.nan, np.nan) if len(total) < 2 else stats.bootstrap(
-                (total, storms.size()), mean, paired=True, n_resamples=resamples, rng=0,
-                method="percentile").confidence_interval
+            low, high = (np.nan, np.nan) if len(total) < 2 else stats.bootstrap((total, storms.size()), mean,
+                paired=True, n_resamples=resamples, rng=0, method="percentile").confidence_interval
             rows.setdefault(group, {}).update({(name, "mean"): part[name].mean(), (name, "low"): low,
                                                (name, "high"): high})
     return pd.DataFrame(rows).T

@@ -174,8 +174,9 @@ def serve(listener, workers=1, ready=None):
     from workshop import registry
 
     config = uvicorn.Config("workshop.api:create_app", factory=True, workers=workers, log_level="warning",
-                            access_log=False, server_header=False, date_header=False, proxy_headers=False,
-                            timeout_graceful_shutdown=5, callback_notify=ready)
+                            http="workshop.api:Heads", access_log=False, server_header=False,
+                            date_header=False, proxy_headers=False, callback_notify=ready,
+                            timeout_graceful_shutdown=5)
     registry.kept_model(lambda text: print(text, file=sys.stderr))  # before workers all look for it
     if workers == 1:
         return uvicorn.Server(config).run([listener])

@@ -92,8 +92,7 @@ def _on_this_machine(target, path):
                      "on other people's servers is an attack.")
 
 
-def _cpu_s(target):
-    """Return the processor seconds that the servers, with all their workers, have used; NaN if not known."""
+def _cpu_s(target):  # of the servers, with all their workers; NaN if not known
     with suppress(AttributeError, psutil.NoSuchProcess):
         parents = [psutil.Process(one.pid) for one in np.atleast_1d(target)]
         times = [one.cpu_times() for parent in parents for one in [parent, *parent.children(recursive=True)]]
