@@ -393,7 +393,7 @@ def test_the_docs_need_no_network_and_know_their_prefix(launched, docs_url):
     anything = "@app.get('/{anything:path}')\ndef anything(anything: str) -> str:\n    return anything\n"
     started = launched(APP.replace("title=", f"docs_url={docs_url!r}, title=") + anything)
     frame = html.unescape(started.docs(300).data)
-    assert f'location.replace("{started.public_url}{docs_url}")' in frame
+    assert f'const [address, inlined] = ["{started.public_url}{docs_url}", ' in frame
     assert 'title="A page of the API"' in frame
     assert f'<a href="{started.public_url}{docs_url}" target="_blank">' in started._repr_html_()
     assert "servers" not in check_docs(started.url + docs_url)

@@ -17,9 +17,8 @@ VERBS = tomllib.loads(Path(__file__).with_name("verbs.toml").read_text(encoding=
 KERNEL, TITLE = "production-ml", "Production ML workshop"
 NOTEBOOKS, START = Path(ROOT, "notebooks"), Path(ROOT, "my_work", "00_start_here.ipynb")
 # What the course's kernel runs first: so a cell that is run too early says what to run before it.
-HINT = ("get_ipython().set_custom_exc((NameError,), lambda shell, kind, error, tb, tb_offset=None: "
-        "error.add_note('Made by a cell above? Run > Run All Above Selected Cell.') "
-        "or shell.showtraceback((kind, error, tb)))")
+HINT = ("get_ipython().set_custom_exc((NameError,), lambda shell, kind, it, tb, tb_offset=None: it.add_note("
+        "'Made by a cell above? Run > Run All Above Selected Cell.') or shell.showtraceback((kind, it, tb)))")
 
 
 def put_kernel():

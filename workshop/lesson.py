@@ -59,10 +59,9 @@ def check(number: str, answer) -> Result:
     mistake = None if name == "right" else name
     RESULTS[number] = Result(number, name == "right", words[name].format(*details), mistake)
     if name == "right" and Path.cwd().name == "my_work":  # the learner's copy; notebook 09 shows it
-        line = records.line(at=records.utc_now(), exercise=number, accepted=True)
         try:
-            with open("progress.jsonl", "ab") as file:
-                file.write(b"\n" + line)  # so that a line that was cut short does not run into it
+            with open("progress.jsonl", "ab") as file:  # where a line was cut short, begin a new one
+                file.write(b"\n" + records.line(at=records.utc_now(), exercise=number, accepted=True))
         except OSError as error:
             text = f"{words[name]} (Your progress could not be noted: {error}.)"
             RESULTS[number] = RESULTS[number]._replace(text=text)
