@@ -162,7 +162,7 @@ def main(argv):
             return run([], Path(args.output or Path(ROOT, "results/slides")).absolute(), "jobs/slides.ipynb")
         os.chdir(ROOT)
         if args.verb == "test":
-            hand_over([sys.executable, "-m", "pytest", "-m", "not campaign", *(rest or ["-n2"])])  # two cores
+            hand_over([sys.executable, "-m", "pytest", *(rest or ["-n2"])])  # all of them: on two cores
         if args.verb == "lab":
             return lab(args.port, not args.no_browser, args.newer)
         print("\n".join(lacking := doctor.lacking()) or f"Ready: environment {sys.prefix}, kernel {kernel}.")
