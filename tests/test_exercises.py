@@ -766,6 +766,11 @@ def test_every_mistake_that_a_check_names_is_tried_and_has_its_own_hint(number):
     assert len(set(words.values())) == len(words), "two mistakes share a hint"
 
 
+@pytest.mark.parametrize("number", lesson.CALLS)
+def test_each_mistake_that_a_value_gives_away_has_a_hint(number):
+    assert lesson.CALLS[number].keys() - {"cases", "right"} <= lesson.WORDS[number].keys() | lesson.COMMON.keys()
+
+
 def test_every_mistake_that_is_common_to_all_exercises_is_tried():
     tried = {mistake for answers in ANSWERS.values() for mistake in answers}
     assert lesson.COMMON.keys() - tried == {"untouched", "choose"}, "these two have tests of their own"
