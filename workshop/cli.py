@@ -59,7 +59,8 @@ def learners_copy(newer):
         part.replace(target)  # in one step: a copy that is cut short would stay for ever
     print(f"Your copy of the course is in {START.parent}. What is there already is never overwritten.")
     if others:
-        print("Beside yours now:" if newer else "Newer; `lab --newer` puts beside yours:", *sorted(others))
+        print("Beside yours now:" if newer else "Newer versions, which `lab --newer` puts beside yours:",
+              *sorted(others))
 
 
 def lab(port, browser, newer):
