@@ -7,24 +7,21 @@ import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
-import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-import conftest
+from conftest import tried
 from test_storms import EXCERPT, assert_possible
 from workshop import ROOT, monitor, records, registry
-from workshop.forecaster import FEATURES, ModelFile, Storm, forecasts
+from workshop.forecaster import Storm, forecasts
 from workshop.model import train
-from workshop.storms import COLUMNS, DATA, build_examples, load_storms, read_hurdat2
+from workshop.storms import DATA, build_examples, load_storms, read_hurdat2
 
-tried = getattr(conftest, "tried", lambda what, times, lost=0: None)
 # Each test runs twice: some examples in the ordinary tests, twenty times as many in a campaign.
 EACH = pytest.mark.parametrize("factor", [1, pytest.param(20, marks=pytest.mark.campaign)])
 ROW = [[17, 22.6, -83.6, 100, 15, 963, -2, 1.8, -0.277]]

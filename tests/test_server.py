@@ -46,12 +46,17 @@ def eventually(condition, seconds=20):
 
 def gone(pid, port, folder):
     """True if the server has left neither a process nor a taken port nor its files."""
+    def ours(listener):  # another test's server may have taken the port meanwhile
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            return str(folder) in " ".join(psutil.Process(listener).cmdline())
+
     try:
         ended = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # not collected by a container's init
     except psutil.NoSuchProcess:
         ended = True
-    with socket.socket() as client:
-        return ended and client.connect_ex(("127.0.0.1", port)) != 0 and not Path(folder).exists()
+    listeners = {one.pid for one in psutil.net_connections("tcp") if one.status == "LISTEN"
+                 and one.laddr.port == port}
+    return ended and not any(map(ours, listeners)) and not Path(folder).exists()
 
 
 def run(client, *cells):
