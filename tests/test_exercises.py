@@ -246,6 +246,7 @@ ANSWERS = {
                           "    elif wind_kt >= 64: return 'category 1'\n"
                           "    return 'tropical depression'"],
         "wrong": [NAMES + CATEGORY + "names[bisect.bisect([39, 74, 96, 111, 130, 157], wind_kt)]",
+                  NAMES + CATEGORY + "names[bisect.bisect([34, 64, 82, 96, 113, 137], wind_kt)]",  # by one
                   CATEGORY + "bisect.bisect([64, 83, 96, 113, 137], wind_kt)",
                   CATEGORY + "solution(wind_kt).title()"],
         "nothing": ["def category(wind_kt):\n    print('category 1')",
@@ -585,13 +586,16 @@ ANSWERS = {
     "09.5": {
         "right": [HURRICANE + "async def ask(storm: Storm) -> dict:\n" + ROW
                   + "    return {'probability': round(classifier.predict_proba(models.features(row)).item(1), 3)}",
-                  HURRICANE + "def ask(storm: Storm):\n    return {'probability': 0.5, 'version': 'a coin'}"],
+                  HURRICANE + "def ask(storm: Storm):\n    return {'version': 'by hand', 'probability': storm.wind_kt / 200}"],
         "status_200": [HURRICANE + "def ask(storm: dict):\n    return {'probability': 0.5}"],
         "status_422": [HURRICANE + "def ask(wind_kt: float):\n    return {'probability': 0.5}",
                        HURRICANE + "def ask(examples: list[Storm]):\n    return {'probability': 0.5}"],
         "status_500": [HURRICANE + "def ask(storm: Storm):\n" + ROW + "    return classifier.predict_proba(row)",
                        HURRICANE + "def ask(storm: Storm):\n    return {'probability': storm.pressure_hpa / 1000}"],
-        "wrong": [HURRICANE + "def ask(storm: Storm):\n    return {'probability': 87}"],
+        "wrong": [HURRICANE + "def ask(storm: Storm):\n    return {'probability': 0.5}",
+                  HURRICANE + "def ask(storm: Storm):\n    return {'probability': storm.wind_kt}",
+                  HURRICANE + "def ask(storm: Storm):\n" + ROW
+                  + "    return {'probability': float(classifier.predict_proba(models.features(row))[0, 0])}"],
         "error": [HURRICANE + "def ask(storm: Storm):\n    return 0.87", HURRICANE + "def ask(storm: Storm):\n    return {'p': 1}"],
     },
 }

@@ -35,8 +35,8 @@ def put_kernel():
 
 def learners_copy(newer):
     """Copy notebooks/ to my_work/, without outputs. What is there stays; `newer` versions go beside it."""
-    others = []
-    for source in filter(Path.is_file, NOTEBOOKS.rglob("*")):
+    others, files = [], (path for path in NOTEBOOKS.rglob("*") if ".ipynb_checkpoints" not in path.parts)
+    for source in filter(Path.is_file, files):
         target, content = START.parent / source.relative_to(NOTEBOOKS), source.read_bytes()
         if source.suffix == ".ipynb":
             notebook = json.loads(content)
@@ -50,8 +50,7 @@ def learners_copy(newer):
             if target.is_file() and version.encode() not in target.read_bytes():
                 target = target.with_suffix(f".{version}.ipynb")
                 others += [] if target.exists() else [target.name]
-        there = os.path.lexists(target) or target.name in others and not newer
-        if there or ".ipynb_checkpoints" in target.parts:
+        if os.path.lexists(target) or target.name in others and not newer:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(".part")

@@ -22,6 +22,7 @@ FILES, MOST_BYTES = ("model.onnx", "card.md", "SHA256SUMS"), 2_000_000
 class RegistryError(ValueError):
     """A version that is not there, is damaged, or can't be used; the message says which, and what to do."""
 
+
 def folder() -> Path:
     """Return where the versions lie: $WORKSHOP_MODEL_DIR, or models/ in the checkout."""
     return Path(os.environ.get("WORKSHOP_MODEL_DIR") or Path(ROOT, "models"))
