@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -64,7 +65,7 @@ def surroundings(tmp_path):
 
 def workshop(folder, *arguments, env, python=(sys.executable,)):
     command = [*python, "-m", "workshop", *arguments]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
 
 
 def descendants_gone(processes):
@@ -87,6 +88,16 @@ def answers(address, seconds=10):
 # --- what needs no environment ---
 
 BARE = (sys.executable, "-S")  # a Python without any site-packages
+
+# Before a command: it has no network, and not even loopback; or loopback, which the lines below bring up.
+NOTHING = "unshare", "-rn"
+ALONE = *NOTHING, sys.executable, "-c", """
+import fcntl, os, socket, struct, sys
+name, flags = 0x8914, struct.pack("16sh14x", b"lo", 1)
+fcntl.ioctl(socket.socket(), name, flags)
+os.execv(sys.argv[1], sys.argv[1:])"""
+no_network = pytest.mark.skipif(not shutil.which("unshare") or subprocess.run([*NOTHING, "true"], stderr=-3).returncode,
+                                reason="needs a network namespace of its own")
 
 
 def test_a_wrong_verb_is_refused_and_the_verbs_are_named(checkout, surroundings):
@@ -138,14 +149,47 @@ def test_the_doctor_answers_on_a_bare_python(checkout, surroundings):
 
 # --- the doctor ---
 
-def test_the_doctor_reports_what_it_found_and_how_to_mend_it(monkeypatch):
-    report = doctor.report()
-    for name, level, found, fix in report.rows:
+def test_the_doctor_reports_what_it_found_and_how_to_mend_it():
+    rows = doctor.checks()
+    for name, level, found, fix in rows:
         assert level in ("ok", "warn", "bad")
         assert (level == "ok") == (fix == ""), f"{name}: a problem has a fix, a thing that is well has none"
-        assert f"{name:12} {found}" in repr(report) and fix in repr(report)
-    monkeypatch.setattr(doctor, "checks", lambda: [("Disk", "bad", "0 GB", "Delete."), ("CPU", "warn", "1", "")])
-    assert doctor.report().bad == ["Disk"] and "\nThings to mend here: Disk." in repr(doctor.report())
+        assert f"{name:12} {found}" in doctor.report(rows) and fix in doctor.report(rows)
+    told = doctor.report([("Disk", "bad", "0 GB", "Delete."), ("CPU", "warn", "1", "")])
+    assert told.endswith("\nThings to mend here: Disk.")
+
+
+def test_the_doctor_fails_where_something_is_bad(checkout, surroundings):
+    """A program that only asks for the exit code hears it too."""
+    (checkout / "sitecustomize.py").write_text("import os\nos.access = lambda *_: False\n")
+    answer = workshop(checkout, "doctor", env=surroundings | {"PYTHONPATH": str(checkout)})
+    assert answer.returncode == 1 and answer.stdout.endswith("\nThings to mend here: Folder.\n")
+
+
+def row_of(name, told):
+    """Level and finding of one row that the doctor has printed, and the line after it."""
+    return re.search(rf"^(\w+) +{name} +(.+)\n(.+)", told, re.M).groups()
+
+
+def test_the_doctor_tells_whether_a_server_finds_its_port(checkout, surroundings):
+    told = workshop(checkout, "doctor", env=surroundings).stdout
+    with suppress(OSError), socket.create_server(("127.0.0.1", 8000)):  # where somebody else has it: as well
+        told = workshop(checkout, "doctor", env=surroundings).stdout
+    assert row_of("Ports", told)[:2] == ("ok", "8000 is taken: a server uses another one")
+
+
+@no_network
+@pytest.mark.parametrize("network, ports", [(ALONE, "ok"), (NOTHING, "bad")], ids=["loopback", "nothing"])
+def test_the_doctor_tells_what_a_workspace_without_network_lacks(network, ports, checkout, surroundings):
+    def told(**env):
+        return subprocess.run([*network, *BARE, "-m", "workshop", "doctor"], cwd=checkout, text=True,
+                              env=surroundings | env, stdout=subprocess.PIPE).stdout
+    level, _, after = row_of("Ports", told())
+    assert level == ports and (level == "ok" or "127.0.0.1" in after)
+    assert row_of("Network", told()) == (
+        "warn", "none (only the set-up needs it)", " " * 19 + "Connect, for the set-up.")
+    assert row_of("Network", told(https_proxy="http://proxy.test:3128"))[:2] == (
+        "ok", "by a proxy (only the set-up needs it)")
 
 
 @pytest.mark.parametrize("own, files", [

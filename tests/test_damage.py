@@ -608,7 +608,7 @@ def test_a_history_of_any_lines_names_a_version_or_none_and_notes_go_on(tmp_path
     def check(lines):
         path.write_bytes(promoted + b"".join(line + b"\n" for line in lines))
         assert isinstance(registry.current(), str), "a garbled line takes no version out of use"
-        registry._note(event="promoted", version="next", reason="at the end")
+        records.note(path, event="promoted", version="next", reason="at the end")
         assert registry.current() == "next" and registry.history()[-1]["reason"] == "at the end"
 
     tried("histories garbled", for_any(factor, 60, st.lists(noise, max_size=8))(check))

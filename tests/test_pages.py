@@ -32,7 +32,7 @@ ELSEWHERE = {  # messages that are not ours, by who says them; those with a test
                "ModuleNotFoundError: No module named 'workshop'", "No module named papermill"],
     "an exercise": ["TypeError: 'ellipsis' object is not subscriptable"],
     "the shell": ["papermill: command not found"],
-    "requests": ["ConnectionError: … Connection refused"],
+    "requests": ["ConnectionError: … Connection refused", "ProxyError: … host='127.0.0.1' …"],
     "uvloop": ["RuntimeError: Cannot run the event loop while another loop is running"],
     "pydantic": ["Field required", "Input should be …", "Extra inputs are not permitted"],
     "Swagger UI": ["Failed to load API definition."],
@@ -173,8 +173,8 @@ def test_what_lies_in_the_environments_place_is_named(checkout, surroundings):
 
 def test_the_doctor_says_that_a_disk_is_full(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    report = doctor.report()
-    assert "Free disk" in report.bad and "delete what you can spare" in repr(report)
+    told = doctor.report(doctor.checks())
+    assert "delete what you can spare" in told and told.endswith("\nThings to mend here: Free disk.")
 
 
 def run_first_cell(path, folder):

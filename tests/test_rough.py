@@ -125,6 +125,26 @@ def test_learners_who_run_notebook_04_at_once_on_one_host_each_get_the_answer_of
     tried("learners who ran notebook 04 at once on one host", learners)
 
 
+# --- an odd workspace ---
+
+@pytest.mark.campaign
+def test_every_notebook_runs_where_the_environment_is_set_for_other_programs(tmp_path, surroundings):
+    """By an administrator, or by a shell's profile of ten years ago."""
+    proxy, nowhere = "http://127.0.0.1:9", str(tmp_path / "nowhere")  # nobody listens there
+    odd = {"HTTP_PROXY": proxy, "https_proxy": proxy, "ALL_PROXY": "socks5://127.0.0.1:9", "no_proxy": "files.test",
+           "HOME": "/proc/nobody", "PYTHONPATH": nowhere, "TZ": "Pacific/Kiritimati", "LC_ALL": "C",
+           "MPLBACKEND": "TkAgg", "OMP_NUM_THREADS": "64", "PYTHONWARNINGS": "default", "SSL_CERT_FILE": nowhere,
+           "REQUESTS_CA_BUNDLE": nowhere, "PAGER": "less", "COLUMNS": "20", "TERM": "dumb", "PYTHONDEVMODE": "1"}
+    checkout, before = copy_checkout(tmp_path / "curso de María"), os.umask(0o077)
+    try:
+        told = workshop(checkout, "run", env=surroundings | odd)
+    finally:
+        os.umask(before)
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert told.stdout.count(" s  ok\n") == len(NOTEBOOKS)
+    tried("notebooks in a workspace whose environment is set for other programs", len(NOTEBOOKS))
+
+
 # --- kills ---
 
 LOADING = "import sys, time\nif 'ipykernel' not in sys.modules:\n    open('loading', 'w'); time.sleep(600)\n"

@@ -124,6 +124,30 @@ def launched(tmp_path):
     server._running.clear()
 
 
+# --- where a proxy leads to the web ---
+
+NOBODY = "http://127.0.0.1:9"  # a proxy that does not answer
+
+
+@pytest.mark.parametrize("room", [{"http_proxy": NOBODY}, {"HTTP_PROXY": NOBODY, "NO_PROXY": "files.test"},
+                                  {"ALL_PROXY": "socks5://127.0.0.1:9", "no_proxy": "files.test"},
+                                  {"http_proxy": NOBODY, "no_proxy": "*"}], ids=str)
+def test_a_server_on_this_machine_is_asked_directly(room, launched):
+    ask = """import os, requests, sys, urllib.request, workshop
+print(requests.post(sys.argv[1]).json(), urllib.request.urlopen(sys.argv[1], b"").status)
+past = [requests.utils.should_bypass_proxies(f"http://{name}.test", None) for name in ("files", "web")]
+if os.environ["no_proxy"] != "*":
+    print("others as before:", past == ["files.test" in os.environ["no_proxy"], False])
+    os.execl(sys.executable, sys.executable, "-c", "import os, workshop; print(os.environ['no_proxy'])")"""
+    clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    told = subprocess.check_output([sys.executable, "-c", ask, launched().url + "/double?x=4"], cwd=ROOT,
+                                   env=clean | room | {"PYTHONUNBUFFERED": "1"}, text=True)
+    assert told.startswith("{'answer': 8} 200\n")
+    if "*" not in room.values():
+        others = room.get("no_proxy", room.get("NO_PROXY", ""))
+        assert told.endswith(f"others as before: True\n127.0.0.1,localhost,{others}\n"), "once, in children too"
+
+
 # --- from a cell ---
 
 def test_an_app_in_a_cell_answers_and_running_the_cells_again_replaces_it(kernel):

@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from conftest import CAMPAIGN, tried
-from test_cli import checkout, copy_checkout, surroundings, workshop  # two of them fixtures
+from test_cli import ALONE, checkout, copy_checkout, no_network, surroundings, workshop  # two are fixtures
 from workshop import ROOT
 
 PROJECT = tomllib.loads(Path(ROOT, "pyproject.toml").read_text())["project"]
@@ -207,25 +207,14 @@ def test_plain_commands_work_in_a_plain_environment(surroundings, tmp_path):
     plain("pytest", "--nbval", "notebooks")
 
 
-# Brings up loopback, the only network there is, and becomes the command that follows.
-ALONE = """
-import fcntl, os, socket, struct, sys
-name, flags = 0x8914, struct.pack("16sh14x", b"lo", 1)
-fcntl.ioctl(socket.socket(), name, flags)
-os.execv(sys.argv[1], sys.argv[1:])"""
-
-
-NO_NAMESPACE = subprocess.run("unshare -rn true", shell=True, stderr=subprocess.DEVNULL).returncode
-
-
 @pytest.mark.campaign
-@pytest.mark.skipif(NO_NAMESPACE, reason="needs a network namespace of its own")
+@no_network
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
 def test_each_python_passes_all_tests_and_after_the_setup_with_no_network(version, tmp_path, surroundings):
     copy, python = copy_checkout(tmp_path / "course"), bare(version)
     done = workshop(copy, "setup", env=surroundings, python=python)
     assert done.returncode == 0, done.stdout + done.stderr
-    command = ["unshare", "-rn", python[0], "-c", ALONE, *python, "-m", "workshop", "test"]
+    command = [*ALONE, *python, "-m", "workshop", "test"]
     done = subprocess.run(command, cwd=copy, env=surroundings, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-9000:]
     passed = re.search(r"(\d+) passed", done.stdout)[1]

@@ -2,9 +2,12 @@
 # Only the standard library, in words that an old Python can read: `python3 -m workshop` starts here.
 import os
 
-__version__ = "0.1.0"
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # the checkout
-# These count only where scikit-learn and onnxruntime are not imported yet: import this package before them.
-# One thread for each fit: more gain little here, and on busy cores, where they wait, it takes minutes.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Import this package before scikit-learn and onnxruntime, or these two come too late.
+os.environ["OMP_NUM_THREADS"] = "1"  # for a fit; more gain little here, and on busy cores it takes minutes
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.29 on, onnxruntime tells its maker of its use
+# Servers on this machine are asked directly, also where programs are told to go out by a proxy.
+direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+proxied = {"HTTP_PROXY", "ALL_PROXY"} & {name.upper() for name in os.environ}
+if proxied and direct != "*" and "127.0.0.1" not in direct:
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost," + direct

@@ -30,8 +30,6 @@ REQUESTS = prometheus_client.Counter("http_requests", "Requests answered.", ["me
 SECONDS = prometheus_client.Histogram("http_request_seconds", "Time to answer a request.", ["path"], buckets=(
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 10))
 FORECASTS = prometheus_client.Counter("forecasts", "Forecasts given.", ["category", "model_version"])
-LOADED = prometheus_client.Gauge("model_loaded_time_seconds", "When a version came into use; the last is.",
-                                 ["model_version"], multiprocess_mode="max")
 Storms = create_model("Storms", __doc__="Storms to forecast in one request.", __config__={"extra": "forbid"},
                       storms=(list[Storm], Field(min_length=1, max_length=MOST_STORMS)))
 Forecasts = create_model("Forecasts", __doc__="A forecast for each storm.", forecasts=(list[Forecast], ...))
@@ -59,12 +57,7 @@ class Service:
         self.log = records.Writer(records.log_folder(), "forecasts")
         self.cases, self.done = [], []  # storms that wait for an answer; requests that have it
         self.answers = self.refused = None  # a task for all of those; the version that can't be used
-        self.use(registry.kept_model(lambda text: say({"event": text})))
-
-    def use(self, model):
-        """Answer with this model from the next request on."""
-        self.model = model
-        LOADED.labels(model.version).set_to_current_time()
+        self.model = registry.kept_model(lambda text: say({"event": text}))
 
     async def answer(self, storms, request):
         """Return the forecasts for one request's storms, once they are in the log."""
@@ -107,7 +100,7 @@ class Service:
                 self.keep_books()
                 wanted = registry.current() or wanted
                 if wanted not in (self.model.version, self.refused):
-                    self.use(await asyncio.to_thread(registry.load, wanted))
+                    self.model = await asyncio.to_thread(registry.load, wanted)
             except Exception as error:  # whatever is wrong: go on with what we have
                 if wanted != self.model.version:
                     say({"event": f"version refused: {error}"})
@@ -229,7 +222,7 @@ def create_app() -> FastAPI:
     async def page():
         return (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 
-    words = {name: f"{part['description']}: {part['minimum']:g} to {part['maximum']:g}"
+    words = {name: f" ({part['description']}: {part['minimum']:g} to {part['maximum']:g})"
              for name, field in Storm.model_json_schema()["properties"].items()
              for part in field.get("anyOf", [field]) if "minimum" in part}
     app.add_middleware(service.observed)

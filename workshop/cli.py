@@ -113,9 +113,9 @@ def run(names, output, job=None):
         except Exception as fault:  # a dead kernel, a damaged file: the other notebooks still get their turn
             result = f"FAILED: {type(fault).__name__}: " + " ".join(str(fault).split())
         rows.append((stem, round(time.perf_counter() - begin, 1), result))
+    print(*(f"{stem:22}{seconds:6} s  {result}" for stem, seconds, result in rows), sep="\n")
+    print(f"\nMore in {output}", flush=True)
     report = pd.DataFrame(rows, columns=["notebook", "seconds", "result"])
-    pd.set_option("display.max_colwidth", None)  # an error's whole text
-    print(report.to_string(index=False), f"\n\nMore in {output}", flush=True)
     report.to_html(output / "report.html", index=False, encoding="utf-8")
     return int((report.result != "ok").any())
 
@@ -151,8 +151,8 @@ def main(argv):
         verbs.choices[args.verb].error(f"unknown: {' '.join(rest)}")
     try:
         if args.verb == "doctor":
-            print(report := doctor.report())
-            return int(bool(report.bad))
+            print(doctor.report(rows := doctor.checks()))
+            return int(any(level == "bad" for _, level, *_ in rows))
         if args.verb == "serve":
             return serve(args.host, args.port, args.workers)
         kernel = put_kernel()

@@ -1,12 +1,13 @@
 """Is this workspace ready for the course? Standard library only: it has to answer before a set-up."""
 import os
 import shutil
+import socket
 import sys
+from contextlib import suppress
 from importlib import metadata, util
 from pathlib import Path
 from workshop import ROOT
 
-SETUP = "Run: python3 -m workshop setup"
 APT = "On Debian or Ubuntu: sudo apt install python%d.%d-venv" % sys.version_info[:2]
 
 
@@ -40,6 +41,12 @@ def limits(groups=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")):
     return cpus, min(memory) / 2**30
 
 
+def serves(port):
+    """Tell whether a server on this port of 127.0.0.1 (0: on any) could be had, and reached."""
+    with suppress(OSError), socket.create_server(("127.0.0.1", port)) as server:
+        return not socket.create_connection(server.getsockname(), 1).close()
+
+
 def checks():
     """List (name, "ok", "warn" or "bad", what was found, how to mend it) for all that the course needs."""
     from workshop.__main__ import VENV, finished
@@ -52,7 +59,8 @@ def checks():
         "The course is tested with Python 3.11 to 3.13: start it with one of these.")
     made = finished() or not lacking()
     found = str(VENV if finished() else sys.prefix) if made else "not complete yet; the first use makes it so"
-    add("Environment", made, found, *((SETUP, "warn") if util.find_spec("ensurepip") else (APT, "bad")))
+    mend = ("Run: python3 -m workshop setup", "warn") if util.find_spec("ensurepip") else (APT, "bad")
+    add("Environment", made, found, *mend)
     cpus, memory = limits()
     add("Processors", cpus >= 2, f"{cpus:g} (the course's workspace has 4)", "It works, but takes longer.")
     add("Memory", memory >= 3.5, f"{memory:.1f} GB (the course's workspace has 16)",
@@ -65,17 +73,18 @@ def checks():
     found = f"runs at {place}" if place else "runs this notebook" if running else "the verb lab starts it"
     add("Jupyter", not place or util.find_spec("jupyter_server_proxy"), found,
         "No jupyter_server_proxy here: links to a server of yours may not open in the browser (notebook 04).")
+    add("Ports", serves(0), "8000 is free" if serves(8000) else "8000 is taken: a server uses another one",
+        "Programs can't reach each other on 127.0.0.1 here: ask who looks after the machine.", "bad")
+    proxy = any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY"))
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:  # sends nothing; no machine has this address
+        way = "by a proxy" if proxy else "none" if probe.connect_ex(("192.0.2.1", 9)) else "there is one"
+    add("Network", made or way != "none", f"{way} (only the set-up needs it)", "Connect, for the set-up.")
     return rows
 
 
-class report:  # in lower case, because a notebook's cell says: doctor.report()
-    """What `checks` found, as text. `bad` names what has to be mended before the workspace can be used."""
-    def __init__(self):
-        self.rows = checks()
-        self.bad = [name for name, level, *_ in self.rows if level == "bad"]
-
-    def __repr__(self):
-        lines = [f"{level:5} {name:12} {found}" + f"\n{'':19}{fix}" * bool(fix)
-                 for name, level, found, fix in self.rows]
-        verdict = f"Things to mend here: {', '.join(self.bad)}." if self.bad else "This workspace is ready."
-        return "\n".join([*lines, verdict])
+def report(rows):
+    """Return what `checks` found as text; its last line names what has to be mended before all else."""
+    lines = [f"{level:5} {name:12} {found}" + f"\n{'':19}{fix}" * bool(fix)
+             for name, level, found, fix in rows]
+    bad = ", ".join(name for name, level, *_ in rows if level == "bad")
+    return "\n".join([*lines, f"Things to mend here: {bad}." if bad else "This workspace is ready."])

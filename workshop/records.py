@@ -25,6 +25,13 @@ def line(**record) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
+def note(path: Path, **facts):
+    """Add a record, on a line of its own also where a crash has left the last one unfinished."""
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")
+    with open(path, "ab") as file:
+        file.write(b"\n" * torn + line(at=utc_now(), **facts))
+
+
 def read(*paths, check=dict.items) -> Iterator[dict]:
     """Yield the records of the files, in order, without lines cut short, garbled, or refused by `check`."""
     for path in paths:

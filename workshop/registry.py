@@ -55,13 +55,6 @@ def current() -> str | None:
     return next(reversed(_in_use()), None)
 
 
-def _note(**facts):
-    path = folder() / "history.jsonl"
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")  # a crash has left a line unfinished
-    with open(path, "ab") as file:
-        file.write(b"\n" * torn + records.line(at=records.utc_now(), **facts))
-
-
 def save(model, examples, version=None, reason="trained") -> str:
     """Write a version of a `workshop.model.IntervalModel`; return its name: its seasons, or `version`.
 
@@ -87,7 +80,7 @@ def save(model, examples, version=None, reason="trained") -> str:
             if not (folder() / name).exists():
                 raise
         else:
-            _note(event="saved", version=name, reason=reason)
+            records.note(folder() / "history.jsonl", event="saved", version=name, reason=reason)
         if _intact(name) == files:
             return name
 
@@ -126,7 +119,7 @@ def promote(version, reason) -> None:
     """Put a version into use. Raises RegistryError if it can't be loaded; then the old one stays in use."""
     load(version)
     if version != current():
-        _note(event="promoted", version=version, reason=reason)
+        records.note(folder() / "history.jsonl", event="promoted", version=version, reason=reason)
 
 
 def roll_back(reason) -> str:
@@ -134,7 +127,7 @@ def roll_back(reason) -> str:
     if not (before := _in_use()[:-1]):
         raise RegistryError("There is no version to go back to.")
     load(before[-1])
-    _note(event="rolled back", version=before[-1], reason=reason)
+    records.note(folder() / "history.jsonl", event="rolled back", version=before[-1], reason=reason)
     return before[-1]
 
 

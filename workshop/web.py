@@ -12,8 +12,8 @@ def for_browsers(app, words=()):
     """Return the FastAPI `app`, with docs that need no web, behind a proxy's prefix too, and no /redoc.
 
     Every input that it refuses gets a 422 that can be sent: FastAPI repeats the input, and fails with a 500
-    where JSON has no words for it, such as NaN. `words` says more of a field, by its name. What was refused
-    stays in the request's scope, as "refused".
+    where JSON has no words for it, such as NaN. `words` are added to what is said of a field, by its name.
+    What was refused stays in the request's scope, as "refused".
     """
     rest = [route for route in app.routes if getattr(route, "path", "") not in (app.docs_url, app.redoc_url)]
     app.routes.clear()
@@ -34,8 +34,7 @@ def for_browsers(app, words=()):
             given, message = problem.get("input"), problem["msg"]
             if problem["loc"] == ("body",) and isinstance(given, (str, bytes)):
                 message += "; send JSON, with the header Content-Type: application/json"
-            if problem["loc"][-1] in words:
-                message += f" ({words[problem['loc'][-1]]})"
+            message += dict(words).get(problem["loc"][-1], "")
             given = given if isinstance(given, int | None) else str(given)[:200]
             detail.append({"type": problem["type"], "loc": problem["loc"], "msg": message, "input": given})
         return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
