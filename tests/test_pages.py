@@ -171,6 +171,17 @@ def test_what_lies_in_the_environments_place_is_named(checkout, surroundings):
     assert answer.stderr.startswith(f"The environment could not be made in {checkout / '.venv'}: ")
 
 
+def test_a_disk_without_locks_stops_no_setup(checkout, surroundings):
+    """Networks' disks often have none."""
+    (checkout / ".venv").write_text("a file where a folder should be, so that it soon ends")
+    without = """import errno, fcntl, runpy, sys
+def flock(*_): raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock, sys.argv = flock, ["workshop", "setup"]
+runpy.run_module("workshop", run_name="__main__")"""
+    answer = subprocess.run([*BARE, "-c", without], cwd=checkout, env=surroundings, capture_output=True, text=True)
+    assert "could not be made" in answer.stderr and "No locks" not in answer.stderr
+
+
 def test_the_doctor_says_that_a_disk_is_full(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
     told = doctor.report(doctor.checks())

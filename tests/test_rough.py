@@ -873,6 +873,7 @@ def test_a_cell_from_the_middle_alone_ends_at_once_in_a_name_error_of_what_it_ne
 def course_kernel(tmp_path, monkeypatch):
     """A client of the kernel that the course registers."""
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     cli.put_kernel()
     manager = KernelManager(kernel_name=cli.KERNEL)
     manager.start_kernel(cwd=str(tmp_path))
@@ -886,3 +887,9 @@ def course_kernel(tmp_path, monkeypatch):
 
 def test_the_courses_kernel_says_what_to_do_where_a_cell_lacks_the_cells_above_it(course_kernel):
     assert "Run All Above Selected Cell" in run(course_kernel, middle_cell(NOTEBOOKS[1]))
+
+
+def test_the_courses_kernel_keeps_no_history_which_could_hang_it_where_homes_lie_on_a_network(
+        course_kernel, tmp_path):
+    assert "42" in run(course_kernel, "6 * 7")
+    assert not list((tmp_path / "ipython").rglob("history.sqlite*"))

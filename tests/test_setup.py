@@ -1,5 +1,6 @@
 """The environment: what is named, locked and installed agrees; a set-up gets there from whatever it finds."""
 import ast
+import itertools
 import json
 import os
 import re
@@ -36,7 +37,8 @@ def locked():
 
 def test_the_lock_holds_exactly_what_the_project_needs():
     lock, seen = locked(), set()
-    queue = [Requirement(line) for line in PROJECT["dependencies"]]
+    applies = lambda need, extra="": need.marker is None or need.marker.evaluate({"extra": extra})
+    queue = list(filter(applies, map(Requirement, PROJECT["dependencies"])))
     while queue:
         need = queue.pop()
         name = canonicalize_name(need.name)
@@ -47,8 +49,7 @@ def test_the_lock_holds_exactly_what_the_project_needs():
         assert need.specifier.contains(pin.version, prereleases=True), f"{need} is needed, not {entry}"
         for extra in {"", *need.extras} - {done for known, done in seen if known == name}:
             seen.add((name, extra))
-            more = [Requirement(line) for line in metadata.requires(name) or ()]
-            queue += [each for each in more if each.marker is None or each.marker.evaluate({"extra": extra})]
+            queue += [need for need in map(Requirement, metadata.requires(name) or ()) if applies(need, extra)]
     assert set(lock) == {name for name, _ in seen}, "the lock has entries that nothing needs"
 
 
@@ -219,6 +220,26 @@ def test_each_python_passes_all_tests_and_after_the_setup_with_no_network(versio
     assert done.returncode == 0, done.stdout[-9000:]
     passed = re.search(r"(\d+) passed", done.stdout)[1]
     tried(f"tests on Python {version}, with no network but loopback", int(passed))
+
+
+PLATFORMS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "x86_64-pc-windows-msvc",
+             "aarch64-apple-darwin", "x86_64-apple-darwin"]
+
+
+@pytest.mark.campaign
+def test_each_package_of_the_lock_is_ready_built_for_every_laptop(tmp_path):
+    """A learner has no compiler; macOS counts from 14 on, as the README says."""
+    pythons = list(SpecifierSet(PROJECT["requires-python"]).filter(f"3.{minor}" for minor in range(30)))
+    for python, platform in itertools.product(pythons, PLATFORMS):
+        asked = subprocess.run(
+            [sys.executable, "-m", "uv", "pip", "install", "--dry-run", "--only-binary", ":all:", "--require-hashes",
+             "-r", Path(ROOT, "requirements.txt"), "--target", tmp_path / "nothing", "--python-version", python,
+             "--python-platform", platform], cwd=tmp_path, capture_output=True, text=True,
+            env=os.environ | {"MACOSX_DEPLOYMENT_TARGET": "14.0"})
+        if "dns error" in asked.stderr or "error sending request" in asked.stderr:
+            pytest.skip("needs the network")
+        assert asked.returncode == 0, f"{platform}, {python}: {asked.stderr}"
+    tried("platforms and Pythons for which the whole lock is ready-built", len(pythons) * len(PLATFORMS))
 
 
 # --- what we stand on ---

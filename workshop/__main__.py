@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from workshop import ROOT, doctor
 
@@ -75,7 +76,8 @@ def main(args):
             with LOCK.open("a") as lock:
                 if os.name != "nt":  # Windows has no flock: there, nothing keeps two set-ups apart
                     import fcntl
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    with suppress(OSError):  # nor on a network's disk that has no locks
+                        fcntl.flock(lock, fcntl.LOCK_EX)
                 if not finished() or (setup and not call(["-c", check, ROOT])):
                     make()
         except (OSError, ValueError, subprocess.CalledProcessError) as error:

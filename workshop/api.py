@@ -218,10 +218,8 @@ def create_app() -> FastAPI:
         return PlainTextResponse(prometheus_client.generate_latest(counted),
                                  media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page():
-        return (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-
+    page = HTMLResponse(Path(__file__).with_name("page.html").read_bytes())
+    app.add_route("/", lambda request: page, include_in_schema=False)
     words = {name: f" ({part['description']}: {part['minimum']:g} to {part['maximum']:g})"
              for name, field in Storm.model_json_schema()["properties"].items()
              for part in field.get("anyOf", [field]) if "minimum" in part}

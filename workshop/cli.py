@@ -22,12 +22,12 @@ HINT = ("get_ipython().set_custom_exc((NameError,), lambda shell, kind, it, tb, 
 
 
 def put_kernel():
-    """Describe this interpreter to Jupyter, as the course's kernel, quiet on TCP; returns where."""
+    """Describe this interpreter as the course's kernel (quiet; a history on a network's disk may hang it)."""
     from ipykernel.kernelspec import write_kernel_spec
     from jupyter_core.paths import jupyter_data_dir
     folder = Path(jupyter_data_dir(), "kernels", KERNEL)
     draft = write_kernel_spec(overrides={"display_name": TITLE}, extra_arguments=[
-        "--log-level=40", f"--IPKernelApp.exec_lines={HINT}"])
+        "--log-level=40", "--HistoryManager.hist_file=:memory:", f"--IPKernelApp.exec_lines={HINT}"])
     shutil.copytree(draft, folder, dirs_exist_ok=True)  # does no harm where two of us do it at once
     shutil.rmtree(Path(draft).parent)
     return folder
