@@ -291,7 +291,7 @@ def test_a_body_that_never_comes_is_given_up_and_keeps_nobody_waiting(service):
         assert [service.post().status_code for _ in range(50)] == [200] * 50
         assert service.counted()["http_requests_total", "POST", "/forecast", "408"] == 0  # it still waits
         said = slow.recv(10_000).decode()
-    assert said.startswith("HTTP/1.1 408") and "did not come within 10 seconds" in said
+    assert said.startswith("HTTP/1.1 408") and "did not come in 10 seconds" in said
 
 
 # --- the forecast log, and what is printed and counted ---

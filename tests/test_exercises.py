@@ -906,6 +906,14 @@ def test_a_check_refuses_anything_odd_with_words_and_never_raises(number, learne
         assert not result.accepted and result.text and result.mistake != "untouched"
 
 
+def test_the_error_of_an_answer_is_told_and_not_the_note_that_was_added_to_it():
+    def category(wind_kt):
+        error = KeyError("wind")
+        error.add_note("Did you mean something else?")
+        raise error
+    assert "KeyError: 'wind'" in lesson.check("03.1", category).text
+
+
 @each_exercise
 def test_none_is_not_taken_for_an_untouched_starter(number):
     result = lesson.check(number, None)

@@ -81,9 +81,13 @@ def request(method="GET", path="/health", *lines, body=b"", version="1.1"):
     return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body
 
 
+def connect(service):
+    return socket.create_connection(("127.0.0.1", service.port), timeout=30)
+
+
 def say(service, *parts, end=b"", half_closed=False):
     """All that comes back for these bytes, until the service closes the connection, as `end` may ask for."""
-    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+    with connect(service) as connection:
         came = b""
         with suppress(ConnectionError):  # it had enough, and closed: what it said may still be read
             for part in (*parts, end):
@@ -198,7 +202,7 @@ def test_a_body_of_100_megabytes_is_refused(service):
 def test_a_body_without_end_is_refused_while_it_comes(service):
     head = request("POST", "/forecast", "Content-Type: application/json", "Transfer-Encoding: chunked")
     sent, chunk = 0, b"10000\r\n" + bytes(0x10000) + b"\r\n"
-    with under_fire(service), socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+    with under_fire(service), connect(service) as connection:
         connection.sendall(head)
         while not select.select([connection], [], [], 0)[0]:
             connection.sendall(chunk)
@@ -290,7 +294,7 @@ def test_a_head_that_is_too_much_or_wrong_harms_nobody(service):
 @pytest.mark.parametrize("piece", [b"X: y\r\n" * 10_000, b"X: " + b"y" * 60_000 + b"\r\n", b"y" * 60_000])
 def test_a_head_without_end_is_given_up_at_a_million_bytes(service, piece):
     sent, deadline = 0, time.monotonic() + 60
-    with under_fire(service), socket.create_connection(("127.0.0.1", service.port)) as connection:
+    with under_fire(service), connect(service) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nX: y\r\nY: ")
         with suppress(ConnectionError):
             while True:
@@ -304,10 +308,36 @@ def test_a_head_without_end_is_given_up_at_a_million_bytes(service, piece):
 def test_a_first_line_that_never_ends_is_given_up_and_frees_its_connection(service):
     before = service.process.num_fds()
     with under_fire(service), ExitStack() as stack:
+        kept = [stack.enter_context(connect(service)) for _ in range(20)]  # sound ones, at first
         for begun in [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nX: y\r\n"] * 60:
-            connection = stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
-            connection.sendall(begun)
+            stack.enter_context(connect(service)).sendall(begun)
+        for _ in range(15):  # longer than any head may take
+            for connection in kept:
+                connection.sendall(request())
+                assert connection.recv(10_000).startswith(b"HTTP/1.1 200")
+            time.sleep(1)
+        for connection in kept:
+            connection.sendall(request() + b"GET /hea")
         eventually(lambda: service.process.num_fds() <= before + 5, seconds=60)
+
+
+@pytest.mark.parametrize("ahead", [request("GET", "/openapi.json"), request("POST", "/forecast", body=BODY)],
+                         ids=["GET", "POST"])
+def test_a_client_that_asks_on_and_on_and_reads_no_answer_fills_no_memory(service, ahead):
+    many, sent = ahead * 500, 0
+    with under_fire(service), connect(service) as connection:
+        connection.settimeout(3)
+        with suppress(TimeoutError):  # it is not read any more
+            while sent < 100_000_000:
+                sent += connection.send(many)
+    assert sent < 20_000_000  # buffers on the way hold some
+
+
+def test_a_client_that_asks_on_and_on_and_leaves_is_no_fault_of_the_service(service):
+    with under_fire(service):
+        for _ in range(5):
+            with connect(service) as connection:
+                connection.sendall(request("GET", "/openapi.json") * 2000)
 
 
 METHODS = ["TRACE", "TRACK", "OPTIONS", "HEAD", "PUT", "PATCH", "DELETE", "CONNECT", "PROPFIND", "PURGE",
@@ -379,7 +409,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(service):
         before = service.process.num_fds() if hasattr(service.process, "num_fds") else 0
         for size in (*range(0, len(post), 7), len(post)):
             say(service, post[:size], half_closed=True)
-            with socket.create_connection(("127.0.0.1", service.port)) as connection:
+            with connect(service) as connection:
                 connection.sendall(post[:size])  # and gone, without a word
         if before:
             eventually(lambda: service.process.num_fds() <= before)
@@ -389,8 +419,7 @@ def test_clients_that_come_a_byte_at_a_time_or_stop_in_the_first_line_keep_nobod
     head = request("POST", "/forecast", "Content-Type: application/json", f"Content-Length: {len(BODY)}",
                    "Connection: close")
     with under_fire(service) as came, ExitStack() as stack:
-        address = "127.0.0.1", service.port
-        connections = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(300)]
+        connections = [stack.enter_context(connect(service)) for _ in range(300)]
         slow, stopped = connections[:100], connections[100:]
         for connection in stopped:
             connection.sendall(b"GET /hea")

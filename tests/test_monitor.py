@@ -117,6 +117,12 @@ def test_scores_are_the_means_of_the_rows_by_group():
     assert table.loc[2002].drop("mean", level=1).isna().all(), "of one storm, chance says nothing"
 
 
+def test_a_row_without_a_value_counts_neither_in_the_mean_nor_in_its_interval():
+    values, storms = pd.DataFrame({"kt": [10, np.nan, 20, np.nan, 30]}), pd.Series(["a", "a", "b", "b", "c"])
+    score = monitor.scores(values, storms, pd.Series(0, values.index))["kt"].iloc[0]
+    assert score["mean"] == 20 and 10 <= score.low < 20 < score.high <= 30
+
+
 def test_the_interval_holds_the_truth_about_as_often_as_it_says_where_storms_are_what_differs():
     chance, found = np.random.default_rng(0), []
     for _ in range(60):

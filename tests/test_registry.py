@@ -97,6 +97,13 @@ def test_the_same_model_is_no_new_version_and_another_gets_a_number(folder, save
     assert registry.load(f"{SMALL}.2").version in (folder / f"{SMALL}.2" / "card.md").read_text()
 
 
+def test_a_model_that_is_too_large_is_refused_and_leaves_nothing(folder, save, monkeypatch):
+    monkeypatch.setattr(registry, "MOST_BYTES", 10_000)
+    with pytest.raises(registry.RegistryError, match=r"at most 10,000 bytes; this one has [\d,]+\."):
+        save()
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("name", ["a/b", "a\\b", "../up", "..", ".", ".hidden", "/etc", "a b", "a\n", "ä"])
 def test_a_name_that_is_no_plain_folder_is_refused(two, save, name):
     with pytest.raises(registry.RegistryError, match="letters, digits, dots and dashes"):

@@ -310,6 +310,17 @@ def strict(tmp_path_factory):
     started.stop()
 
 
+DECORATED = APP.replace("@app.post", """from contextlib import ContextDecorator
+class timed(ContextDecorator):
+    def __enter__(self): pass
+    def __exit__(self, *error): pass
+@app.post""").replace("\ndef double", "\n@timed()\ndef double")
+
+
+def test_an_endpoint_with_a_decorator_of_its_own_is_launched(launched):
+    assert requests.post(f"{launched(DECORATED).url}/double", params={"x": 4}).json() == {"answer": 8}
+
+
 # --- ports, files, time ---
 
 def test_an_app_in_a_module_file_is_read_again_at_every_launch(launched, tmp_path):
@@ -330,9 +341,9 @@ def test_a_port_that_was_taken_meanwhile_is_replaced(launched):
 
 
 def test_an_app_that_takes_too_long_is_stopped(launched, monkeypatch):
-    monkeypatch.setattr(server, "PATIENCE", 1)
+    monkeypatch.setattr(server, "PATIENCE", 5)
     before = psutil.Process().children()
-    with pytest.raises(server.ServerError, match="not ready after 1 seconds(.*\n)*still reading") as caught:
+    with pytest.raises(server.ServerError, match="not ready after 5 seconds(.*\n)*still reading") as caught:
         launched("import sys, time\nif 'pytest' not in sys.modules:\n    print('still reading')\n"
                  "    time.sleep(600)\n" + APP)
     assert caught.value._render_traceback_() == [f"ServerError: {caught.value}"]

@@ -141,6 +141,15 @@ def test_examples_hold_the_state_now_before_and_the_wind_24_hours_later(storms, 
     assert at[0].status.isin(VERIFIED).all() and at[24].status.isin(VERIFIED).all()
 
 
+def test_an_unknown_wind_is_neither_an_input_nor_a_truth(storms):
+    ian = storms[storms.storm_id == "2022-Ian"].reset_index(drop=True)
+    unknown = ian.wind_kt.where(ian.index != 20)
+    made, known = build_examples(ian.assign(wind_kt=unknown)), build_examples(ian)
+    assert 0 < len(made) < len(known) and not made.isna().any(axis=None)
+    pd.testing.assert_frame_equal(made, known[known.time.isin(made.time)].reset_index(drop=True))
+    assert len(known) - len(made) == 3, "the record itself, and those 12 hours after and 24 hours before it"
+
+
 def test_what_happens_later_changes_no_feature(storms, examples):
     """Cut in the middle of every storm and let the rest go otherwise: only `wind_kt_in_24h` may notice."""
     place = storms.groupby("storm_id").cumcount()

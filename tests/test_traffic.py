@@ -508,6 +508,15 @@ def test_a_client_that_is_killed_says_so_in_words(serve):
         send(serve(App()), [1], seconds=0.5, tick=tick)
 
 
+def test_a_client_that_was_killed_while_it_waited_costs_nothing(serve):
+    send(serve(app := App()), [1], seconds=0.1)
+    client, = (child for child in psutil.Process().children()
+               if child.status() != psutil.STATUS_ZOMBIE and "workshop.traffic" in child.cmdline())
+    client.kill()
+    eventually(lambda: client.status() == psutil.STATUS_ZOMBIE)
+    assert (send(serve(app), [1], seconds=0.1).status == 200).all()
+
+
 def test_it_ticks_about_ten_times(serve):
     ticks = []
     send(serve(App()), [1], seconds=0.5, tick=lambda: ticks.append(1))

@@ -18,7 +18,7 @@ LOCK, VENV = Path(ROOT, "requirements.txt"), Path(ROOT, ".venv")
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "workshop-stamp"  # written last: where it is, all the rest is
 ASTRAY = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_TARGET", "PIP_PREFIX", "UV_SYSTEM_PYTHON")
-ENV = dict({name: value for name, value in os.environ.items() if name not in ASTRAY}, PIP_USER="0")
+ENV = dict({key: os.environ[key] for key in set(os.environ) - set(ASTRAY)}, PIP_USER="0", PYTHONUTF8="1")
 IMPORT = "import sys; sys.path.insert(0, sys.argv.pop(1)); from workshop."  # ROOT counts, not where we are
 
 
@@ -40,7 +40,7 @@ def make():
     import venv
     if not importlib.util.find_spec("ensurepip"):
         sys.exit("This Python can't make environments: it has no `ensurepip`. " + doctor.APT)
-    STAMP.exists() and STAMP.unlink()  # first: a clearing that is cut short must not look finished
+    STAMP.unlink(missing_ok=True)  # first: a clearing that is cut short must not look finished
     venv.EnvBuilder(clear=True, symlinks=os.name != "nt", with_pip=True).create(VENV)
     install = ["install", "--require-hashes", "-r"]
     fast = VENV / "uv.txt"  # uv, as the lock has it: it installs the rest in a sixth of pip's time
@@ -54,14 +54,6 @@ def make():
     finished(write=True)
 
 
-def hand_over(command, env=None):
-    """Become another program; on Windows, which can't, run it and end as it ends."""
-    sys.stdout.flush()
-    if os.name == "nt":
-        sys.exit(subprocess.call(command, env=env))
-    os.execve(str(command[0]), command, env or os.environ)
-
-
 def main(args):
     """Run a verb and return its exit code. Help, a wrong verb and the doctor need no environment."""
     from workshop import cli
@@ -73,16 +65,16 @@ def main(args):
         print("The course's environment: %s (once: up to a minute, 0.9 GB)" % VENV, flush=True)
         check = IMPORT + "doctor import lacking; sys.exit(', '.join(lacking()) or None)"
         try:
-            with LOCK.open("a") as lock:
+            with LOCK.open("a") as queue:  # nothing is written: a second set-up waits here for the first
                 if os.name != "nt":  # Windows has no flock: there, nothing keeps two set-ups apart
                     import fcntl
                     with suppress(OSError):  # nor on a network's disk that has no locks
-                        fcntl.flock(lock, fcntl.LOCK_EX)
+                        fcntl.flock(queue, fcntl.LOCK_EX)
                 if not finished() or (setup and not call(["-c", check, ROOT])):
                     make()
         except (OSError, ValueError, subprocess.CalledProcessError) as error:
             sys.exit("The environment could not be made in %s: %s" % (VENV, error))
-    hand_over([PYTHON, "-c", IMPORT + "cli import main; sys.exit(main(sys.argv[1:]))", ROOT] + args, ENV)
+    cli.hand_over([PYTHON, "-c", IMPORT + "cli import main; sys.exit(main(sys.argv[1:]))", ROOT] + args, ENV)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from workshop.forecaster import Forecast, Storm, forecasts
 from workshop.web import for_browsers
 
 MOST_BYTES, MOST_STORMS, MOST_SECONDS = 1_000_000, 1000, 10  # of one request: body, batch, wait for its body
-REFUSED = 400, 401, 408, 413, 422, 503  # what an answer's status may be beside 200
+REFUSED = 400, 401, 408, 413, 422, 503  # a refused forecast's statuses: documented, and noted in the log
 # Prometheus' own words: a counter's name ends in _total, and units are base units.
 REQUESTS = prometheus_client.Counter("http_requests", "Requests answered.", ["method", "path", "status"])
 SECONDS = prometheus_client.Histogram("http_request_seconds", "Time to answer a request.", ["path"], buckets=(
@@ -37,26 +37,35 @@ Refusal = create_model("Refusal", __doc__="What is wrong, in words.", detail=(st
 
 
 class Heads(HttpToolsProtocol):
-    """Uvicorn's HTTP, where the head of a request has to end: it could fill the memory, or stay for ever."""
-    size = 0
-
+    """Uvicorn's HTTP, where a head has to end in time, and a client to read the answers that it asked for."""
     def connection_made(self, transport):
         super().connection_made(transport)
-        self.loop.call_later(MOST_SECONDS, lambda: "method" in (self.scope or ()) or transport.close())
+        resume = self.flow.resume_reading  # but not while a request waits for the answer to one before it
+        self.flow.resume_reading = lambda: self.pipeline or resume()
+        self.close_in_time()
+
+    def close_in_time(self):
+        head, self.size = self.scope, 0  # each request has its own, with a method once its head is whole
+        late = lambda: self.scope is head and "method" not in (head or ()) and self.transport.close()
+        self.loop.call_later(MOST_SECONDS, late)
 
     def data_received(self, data):
-        before, _ = self.scope, super().data_received(data)  # each request has a scope of its own
-        self.size = 0 if "method" in (self.scope or ()) else len(data) + self.size * (self.scope is before)
-        if self.size > MOST_BYTES:
-            self.send_400_response(f"The head of a request has at most {MOST_BYTES:,} bytes.")
+        before = self.scope
+        super().data_received(data)
+        if "method" not in (self.scope or ()):
+            if self.scope is not before:
+                self.close_in_time()
+            self.size += len(data)
+            if self.size > MOST_BYTES:
+                self.send_400_response(f"The head of a request has at most {MOST_BYTES:,} bytes.")
 
 
 class Service:
     """What the endpoints share in one process: the model in use, the forecast log, and the books."""
     def __init__(self):
         self.log = records.Writer(records.log_folder(), "forecasts")
-        self.cases, self.done = [], []  # storms that wait for an answer; requests that have it
-        self.answers = self.refused = None  # a task for all of those; the version that can't be used
+        self.cases, self.answers = [], None  # storms that wait for an answer; the task that will answer them
+        self.done, self.refused = [], None  # requests not yet in the books; the version that can't be used
         self.model = registry.kept_model(lambda text: say({"event": text}))
 
     async def answer(self, storms, request):
@@ -68,8 +77,7 @@ class Service:
         return (await self.answers)[first:first + len(storms)]
 
     async def _answer_all(self):
-        # Requests that came together are answered together: one call of the model, one write to the log.
-        # It delays nobody: the next turn of the event loop is now. Under load it saves most of the work.
+        # All that came in one turn of the event loop: one call of the model, one write; nobody waits for it.
         cases, self.cases = self.cases, []
         answers = forecasts([storm for _, storm in cases], self.model)
         try:
@@ -128,8 +136,7 @@ class Service:
                     async with asyncio.timeout_at(deadline):
                         message = await receive()
                 except TimeoutError:
-                    reason = f"The body did not come within {MOST_SECONDS} seconds."
-                    raise HTTPException(408, reason) from None
+                    raise HTTPException(408, f"The body did not come in {MOST_SECONDS} seconds.") from None
                 size += len(message.get("body", b""))
                 if size > MOST_BYTES:
                     raise HTTPException(413, f"A body has at most {MOST_BYTES:,} bytes: send fewer storms.")
@@ -144,7 +151,8 @@ class Service:
                         line = records.line(**head, path=path(), status=status, refused=scope.get("refused"))
                         with suppress(OSError):  # an answer must be in the log; a refusal is in our own, too
                             self.log.write(line)
-                await send(message)
+                with suppress(RuntimeError):  # the client has gone, and left requests behind
+                    await send(message)
 
             try:
                 await app(scope, receive_within_limits, send_with_id)

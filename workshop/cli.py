@@ -5,13 +5,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import tomllib
 from pathlib import Path
 from urllib.parse import quote, urljoin
 from workshop import ROOT, doctor
-from workshop.__main__ import hand_over
 
 VERBS = tomllib.loads(Path(__file__).with_name("verbs.toml").read_text(encoding="utf-8"))
 KERNEL, TITLE = "production-ml", "Production ML workshop"
@@ -21,8 +21,16 @@ HINT = ("get_ipython().set_custom_exc((NameError,), lambda shell, kind, it, tb, 
         "'Made by a cell above? Run > Run All Above Selected Cell.') or shell.showtraceback((kind, it, tb)))")
 
 
+def hand_over(command, env=None):
+    """Become another program; on Windows, which can't, run it and end as it ends."""
+    sys.stdout.flush()
+    if os.name == "nt":
+        sys.exit(subprocess.call(command, env=env))
+    os.execve(str(command[0]), command, env or os.environ)
+
+
 def put_kernel():
-    """Describe this interpreter as the course's kernel (quiet; a history on a network's disk may hang it)."""
+    """Describe this interpreter as the course's kernel: quiet, its history not on a disk that may hang."""
     from ipykernel.kernelspec import write_kernel_spec
     from jupyter_core.paths import jupyter_data_dir
     folder = Path(jupyter_data_dir(), "kernels", KERNEL)
@@ -100,8 +108,7 @@ def run(names, output, job=None):
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel is shut down
     output.mkdir(parents=True, exist_ok=True)
-    rows = []
-    chosen = {stem: path for stem, path in there.items() if not names or {stem, stem[:2]} & names}
+    rows, chosen = [], {stem: path for stem, path in there.items() if not names or {stem, stem[:2]} & names}
     for stem, path in chosen.items():
         begin, result = time.perf_counter(), "ok"
         try:
@@ -155,7 +162,7 @@ def main(argv):
             return int(any(level == "bad" for _, level, *_ in rows))
         if args.verb == "serve":
             return serve(args.host, args.port, args.workers)
-        kernel = put_kernel()
+        kernel = put_kernel()  # for the verb setup that is all: __main__ has made the environment
         if args.verb == "run":
             return run(args.notebooks, Path(args.output or Path(ROOT, "runs")).absolute())
         if args.verb == "slides":

@@ -13,10 +13,9 @@ APT = "On Debian or Ubuntu: sudo apt install python%d.%d-venv" % sys.version_inf
 
 def lacking():
     """List what the running Python lacks of the lock, as text."""
-    try:
-        from packaging.requirements import Requirement
-    except ImportError:
+    if not util.find_spec("packaging"):
         return ["packaging is missing"]
+    from packaging.requirements import Requirement
     problems = []
     for line in Path(ROOT, "requirements.txt").read_text(encoding="utf-8").splitlines():
         need = Requirement(line.rstrip(" \\")) if line[:1].isalnum() else None

@@ -69,7 +69,7 @@ class Storm(BaseModel):
         return self
 
 
-INPUTS = tuple(name for name in Storm.model_fields if name != "time")
+INPUTS = tuple(name for name in Storm.model_fields if name != "time")  # what FEATURES are made of
 
 
 class Forecast(BaseModel):
@@ -103,13 +103,13 @@ class ModelFile:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what is wrong, the exception says
         try:
-            import onnx  # only here: forecasts do without
+            import onnx  # only here: the notebooks' own Storm and category do without
             # What runs is made anew from the file's numbers; if that is not the file again, it holds more.
             given = onnx.load_from_string(content)
-            margin_kt, numbers = [sum(each.float_data) for each in given.graph.initializer[4:]], {}
+            margin_kt, numbers = [each.float_data[0] for each in given.graph.initializer[4:]], {}  # see GRAPH
             graph = onnx.parser.parse_model(GRAPH % tuple(margin_kt))
-            for node, trees in zip(graph.graph.node[:3], given.graph.node):
-                for each in trees.attribute:
+            for node, theirs in zip(graph.graph.node[:3], given.graph.node):
+                for each in theirs.attribute:
                     value, (least, most) = onnx.helper.get_attribute_value(each), TREES[each.name]
                     values = np.array(value).astype("U" if isinstance(least, str) else float)
                     numbers[each.name.removeprefix("nodes_")] = values

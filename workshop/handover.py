@@ -44,8 +44,9 @@ def facts(model: IntervalModel, examples: pd.DataFrame, version: str) -> dict:
     """Return the card: all that the file, the text and the API say of the model, ready for JSON."""
     first, last = model.seasons
     known, later = examples[examples.season.between(first, last)], examples[examples.season > last]
-    shown = examples.set_index(["storm_id", "time"], drop=False)
-    shown = shown.reindex(list(ARCHIVE["shown"].items())).dropna(subset="wind_kt_in_24h")
+    few = examples.set_index(["storm_id", "time"], drop=False)
+    few = few.reindex(list(ARCHIVE["shown"].items())).dropna(subset="wind_kt_in_24h")
+    few = examples.dropna().nlargest(2, "wind_kt") if few.empty else few
     return {
         "version": version,
         "answers": "maximum sustained wind in 24 hours, knots: low, middle, high; low to high is 80 %",
@@ -56,24 +57,22 @@ def facts(model: IntervalModel, examples: pd.DataFrame, version: str) -> dict:
         "examples": [{"name": f"{row['name']}, {row.season:.0f}{' (trained on)' * (row.season <= last)}",
                       "storm": {"time": f"{row.time:%Y-%m-%dT%H:%M:%SZ}", **row[list(INPUTS)]},
                       "wind_kt_in_24h": row.wind_kt_in_24h}
-                     for _, row in (examples.nlargest(2, "wind_kt") if shown.empty else shown).iterrows()]}
+                     for _, row in few.iterrows()]}
 
 
-def to_onnx(model: IntervalModel) -> onnx.ModelProto:
-    """Return the model as one ONNX graph: `features`, float32 (n, 9), in; `wind_kt`, (n, 3), out."""
+def to_onnx(model: IntervalModel, card: dict) -> bytes:
+    """Return the file: a graph, `features`, float32 (n, 9), in, `wind_kt`, (n, 3), out; its card.
+
+    The model's own thresholds are rounded down to float32, as the file's are: no float32 changes sides.
+    """
     proto = onnx.parser.parse_model(GRAPH % tuple(map(float, model.margin_kt)))
     for node, estimator in zip(proto.graph.node, (model.high, model.middle, model.low)):
-        for tree, in estimator._predictors:  # the file's are float32: rounded down, no float32 changes sides
+        for tree, in estimator._predictors:
             exact, near = tree.nodes["num_threshold"], tree.nodes["num_threshold"].astype("float32")
             exact[:] = np.where(near > exact, np.nextafter(near, np.float32("-inf")), near)
         part = skl2onnx.to_onnx(estimator, np.zeros((1, 9), "f4"), target_opset={"": 17, "ai.onnx.ml": 3})
         node.attribute.extend(part.graph.node[0].attribute)
     onnx.checker.check_model(proto)  # opsets 17 and 3 are old, so that old runtimes read the file
-    return proto
-
-
-def with_card(proto: onnx.ModelProto, card: dict) -> bytes:
-    """Return the content of the file that is handed over: the graph, and the card in its metadata."""
     onnx.helper.set_model_props(proto, {"card": json.dumps(card)})
     return proto.SerializeToString(deterministic=True)
 

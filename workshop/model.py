@@ -9,7 +9,6 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from workshop import forecaster
 
 PRESSURE = ["pressure_hpa", "pressure_change_hpa"]
-LAST_TRAINING_SEASON = 2014
 
 
 def features(examples: pd.DataFrame) -> pd.DataFrame:
@@ -32,7 +31,7 @@ def booster(loss="absolute_error", quantile=None) -> HistGradientBoostingRegress
 
 
 def strength(wind_kt) -> np.ndarray:
-    """Return 0, 1 or 2: below tropical storm (34 kt), tropical storm, hurricane (64 kt); like `wind_kt`."""
+    """Return 0, 1 or 2: below tropical storm (34 kt), tropical storm, hurricane (64 kt), for each wind."""
     return np.digitize(wind_kt, (34, 64))
 
 
@@ -44,8 +43,6 @@ class IntervalModel:
     high: HistGradientBoostingRegressor
     margin_kt: tuple[float, float, float]
     seasons: tuple[int, int]  # the first and the last that it was trained on
-
-    version = property(lambda self: "{}-{}".format(*self.seasons))  # unless it is given another name
 
     def predict(self, inputs: pd.DataFrame) -> pd.DataFrame:
         """Return the wind in 24 hours in knots, as low, middle, high, for `features(...)`, shape (n, 9)."""
@@ -66,7 +63,7 @@ def calibrate(inputs, change_kt, storm_id) -> tuple[float, ...]:
     return tuple(margins.reindex(range(3), fill_value=outside_by.quantile(0.8)))  # a strength never seen
 
 
-def train(examples: pd.DataFrame, last_season=LAST_TRAINING_SEASON) -> IntervalModel:
+def train(examples: pd.DataFrame, last_season=2014) -> IntervalModel:
     """Train on the examples of the seasons up to `last_season`; takes some seconds on two cores."""
     known = examples[examples.season <= last_season].reset_index(drop=True)
     if known.storm_id.nunique() < 10:
@@ -75,4 +72,4 @@ def train(examples: pd.DataFrame, last_season=LAST_TRAINING_SEASON) -> IntervalM
     inputs, change_kt = mask_pressure(features(known)), known.wind_kt_in_24h - known.wind_kt
     fitted = [booster(*how).fit(inputs, change_kt) for how in ((), ("quantile", 0.1), ("quantile", 0.9))]
     margin_kt = calibrate(inputs, change_kt, known.storm_id)
-    return IntervalModel(*fitted, margin_kt, (int(known.season.min()), last_season))
+    return IntervalModel(*fitted, margin_kt, (int(known.season.min()), int(known.season.max())))

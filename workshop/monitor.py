@@ -8,8 +8,8 @@ from workshop import records
 from workshop.forecaster import INPUTS, Forecast, Storm, Time
 
 ALL, SENT = dict(at=Time, request_id=str, client=str | None), create_model("Sent", **Storm.__annotations__)
-LINE = TypeAdapter(create_model("Is", **ALL, status=(None, None), storm=SENT, forecast=Forecast)
-    | create_model("Not", **ALL, status=(int, Field(ge=400)), storm=(None, None), forecast=(None, None)))
+LINE = TypeAdapter(create_model("Answered", **ALL, status=(None, None), storm=SENT, forecast=Forecast)
+    | create_model("Refused", **ALL, status=(int, Field(ge=400)), storm=(None, None), forecast=(None, None)))
 
 
 def read_log(*paths) -> pd.DataFrame:
@@ -53,9 +53,9 @@ def scores(values, storm_id, by, resamples=1000) -> pd.DataFrame:
     """
     rows, mean = {}, lambda total, count, axis: total.sum(axis) / count.sum(axis)
     for group, part in values.groupby(by):
-        storms = part.groupby(storm_id)
-        for name, total in storms.sum().items():
-            low, high = (np.nan, np.nan) if len(total) < 2 else stats.bootstrap((total, storms.size()), mean,
+        totals, counts = part.groupby(storm_id).sum(), part.groupby(storm_id).count()
+        for name, total in totals.items():
+            low, high = (np.nan, np.nan) if len(total) < 2 else stats.bootstrap((total, counts[name]), mean,
                 paired=True, n_resamples=resamples, rng=0, method="percentile").confidence_interval
             rows.setdefault(group, {}).update({(name, "mean"): part[name].mean(), (name, "low"): low,
                                                (name, "high"): high})

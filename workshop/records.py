@@ -32,13 +32,12 @@ def note(path: Path, **facts):
         file.write(b"\n" * torn + line(at=utc_now(), **facts))
 
 
-def read(*paths, check=dict.items) -> Iterator[dict]:
+def read(*paths, check=dict.items) -> Iterator[dict]:  # which fails for what is no dict
     """Yield the records of the files, in order, without lines cut short, garbled, or refused by `check`."""
-    for path in paths:
-        for text in Path(path).read_bytes().splitlines():
-            with suppress(ValueError, TypeError, RecursionError):
-                check(record := json.loads(text))
-                yield record
+    for text in (each for path in paths for each in Path(path).read_bytes().splitlines()):
+        with suppress(ValueError, TypeError, RecursionError):
+            check(record := json.loads(text))
+            yield record
 
 
 class Writer:

@@ -3,7 +3,7 @@
     models/1975-2014/model.onnx     the file (see `workshop.handover`)
                      card.md        the same facts, for people
                      SHA256SUMS     what the two should be; `sha256sum -c SHA256SUMS` checks it as well
-    models/history.jsonl            one line for each event; the last one that names a version in use counts
+    models/history.jsonl            one line for each event; read from the first, they say what is in use
 """
 import hashlib
 import itertools
@@ -34,7 +34,7 @@ def versions() -> list[str]:
 
 
 def history() -> list[dict]:
-    """Return what happened, oldest first: at, event (saved, promoted, rolled back to), version, reason."""
+    """Return what happened, oldest first: at, event ("saved", "promoted", "rolled back"), version, reason."""
     return list(records.read(*folder().glob("history.jsonl")))
 
 
@@ -62,14 +62,16 @@ def save(model, examples, version=None, reason="trained") -> str:
     again is no new version; another one under a name that is taken gets a number, as in 1975-2014.2.
     """
     from workshop import handover  # only here: what just reads models does without scikit-learn
-    base, graph = version or model.version, handover.to_onnx(model)
+    base = version or "{}-{}".format(*model.seasons)
     if not re.fullmatch(r"\w[\w.-]*", base, re.ASCII) or base.endswith(".jsonl"):
         raise RegistryError(f"A version is called by letters, digits, dots and dashes, not {base!r}.")
     card, part = handover.facts(model, examples, base), folder() / f".part-{os.getpid()}"
     for name in (f"{base}.{number}" if number > 1 else base for number in itertools.count(1)):
         card["version"] = name
-        files = {"model.onnx": handover.with_card(graph, card), "card.md": handover.text(card).encode()}
+        files = {"model.onnx": handover.to_onnx(model, card), "card.md": handover.text(card).encode()}
         files["SHA256SUMS"] = _sums(files)
+        if (size := len(files["model.onnx"])) > MOST_BYTES:
+            raise RegistryError(f"A version's file has at most {MOST_BYTES:,} bytes; this one has {size:,}.")
         try:
             part.mkdir(parents=True, exist_ok=True)
             for file, content in files.items():
@@ -107,7 +109,7 @@ def load(version=None) -> ModelFile:
                             "saved (see SHA256SUMS there). Take it from a copy, or train and save it again.")
     try:
         model = ModelFile(files["model.onnx"])
-        [(str.title(each["name"]), Storm(**each["storm"])) for each in model.card["examples"]]
+        [(str.title(each["name"]), Storm(**each["storm"])) for each in model.card["examples"]]  # or it fails
     except (KeyError, TypeError, ValueError) as error:
         raise RegistryError(f"Version {version} can't be used: {error}.") from None
     if model.version != version:

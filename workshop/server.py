@@ -5,6 +5,7 @@ answers while the notebook computes, is spared by the interrupt button, and ends
 """
 import functools
 import html
+import inspect
 import json
 import linecache
 import os
@@ -47,21 +48,21 @@ def launch(app, name="app", access_log=True):
         raise ServerError(f"launch() takes a FastAPI app, as in launch(app), not {app!r:.80}.")
     routes = [route for top in app.routes  # FastAPI keeps the routes of an included router one level down
               for route in getattr(getattr(top, "original_router", None), "routes", [top])]
-    own = [route for route in routes if hasattr(route, "endpoint")
+    own = [(inspect.unwrap(route.endpoint), route.path) for route in routes if hasattr(route, "endpoint")
            and not route.endpoint.__module__.startswith(("fastapi.", "starlette."))]
-    files = {route.endpoint.__code__.co_filename: route.path for route in own}  # or IPython's names of cells
+    files = {function.__code__.co_filename: path for function, path in own}  # or IPython's names of cells
     if len(files) > 1:
         first, second, *_ = files.values()
         raise ServerError(f"{first} and {second} are in two cells. {ALONE} one cell must hold the whole app.")
     if not files:
         raise ServerError("The app has no endpoint: write one in the cell that makes the app.")
-    names = [name for name, value in own[0].endpoint.__globals__.items() if value is app]
-    return Server(name, app.docs_url or "", *files, names, access_log)
+    names = [name for name, value in own[0][0].__globals__.items() if value is app]
+    return Server(name, app.docs_url or "", *files, names, access_log=access_log)
 
 
 def launch_service(workers=1, name="service"):
     """Run the production API, as `python3 -m workshop serve` does, in `workers` processes; see `launch`."""
-    return Server(name, "/docs", "", workers)
+    return Server(name, "/docs", workers=workers)
 
 
 class Server:
@@ -71,7 +72,7 @@ class Server:
     running = property(lambda self: self._process.poll() is None)
     pid = property(lambda self: self._process.pid)
 
-    def __init__(self, name, docs, file, what, access_log=False):
+    def __init__(self, name, docs, file="", names=(), workers=1, access_log=False):
         if old := _running.get(name):
             old.stop()
         self.name, self._docs, self._text = name, docs, ""
@@ -81,15 +82,15 @@ class Server:
             Path(self._file).write_text("".join(linecache.getlines(file)), encoding="utf-8")
         path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
         plain = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHON_COLORS": "0"}
-        task = json.dumps([str(self._folder), os.getpid(), old.port if old else 8000, self._file, what,
-                           access_log])
+        task = json.dumps([str(self._folder), os.getpid(), old.port if old else 8000, self._file, names,
+                           workers, access_log])
         with open(self._folder / "log", "wb") as log:  # not a pipe: it would fill up and block the server
             self._process = subprocess.Popen(  # out of reach of the interrupt button: a session of its own
                 [sys.executable, "-m", "workshop.server", task], env=os.environ | plain, stdout=log,
                 stderr=subprocess.STDOUT, stdin=subprocess.PIPE, start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))  # the same on Windows
         try:
-            self.port = self._ready(1 if file else what, time.monotonic() + PATIENCE)
+            self.port = self._ready(workers, time.monotonic() + PATIENCE)
         except BaseException:  # the interrupt button too
             self.stop()
             raise
@@ -113,11 +114,10 @@ class Server:
     def stop(self):
         """End the process (kill it if that takes 5 seconds), which frees its port; twice does no harm."""
         self._process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()  # which does nothing if it has ended
+        self._process.wait()
         self.log()  # keeps the text
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -152,7 +152,7 @@ class Server:
 def public_address(port):
     """Return the address of this machine's `port` in the participant's browser, without a last slash."""
     from jupyter_core.paths import jupyter_runtime_dir
-    # A Jupyter server keeps a file of this name, and tells its kernels its pid.
+    # A Jupyter server keeps a file of this name, and tells its kernels its pid (not so on Windows).
     jupyter = Path(jupyter_runtime_dir(), f"jpserver-{os.environ.get('JPY_PARENT_PID')}.json")
     base = json.loads(jupyter.read_text())["base_url"] if jupyter.exists() else None
     if base := base or os.environ.get("JUPYTERHUB_SERVICE_PREFIX"):
@@ -185,7 +185,7 @@ def serve(listener, workers=1, ready=None):
         uvicorn.supervisors.Multiprocess(config, [listener]).run()
 
 
-def _main(folder, parent, port, file, what, access_log):
+def _main(folder, parent, port, file, names, workers, access_log):
     """The child: take a port, serve the app of a file, or the production API; end when the parent is gone."""
     threading.Thread(target=_watch, args=(folder, parent), daemon=True).start()
     tempfile.tempdir = folder  # what is put there goes with it
@@ -195,13 +195,13 @@ def _main(folder, parent, port, file, what, access_log):
         listener = listen(0)
     ready = functools.partial(_tell, folder, listener.getsockname()[1])
     if not file:
-        return serve(listener, what, ready)
+        return serve(listener, workers, ready)
     import uvicorn
     from workshop.web import for_browsers
     module = sys.modules["app_cell"] = types.ModuleType("app_cell")
     module.__file__ = file
     exec(compile(Path(file).read_bytes(), file, "exec"), vars(module))
-    apps = [value for name, value in vars(module).items() if name in what and hasattr(value, "openapi_url")]
+    apps = [value for name, value in vars(module).items() if name in names and hasattr(value, "openapi_url")]
     if not apps:
         sys.exit("There is no FastAPI app where its first endpoint stands: keep them together.")
     uvicorn.Server(uvicorn.Config(for_browsers(apps[0]), use_colors=False, access_log=access_log,
@@ -214,7 +214,7 @@ async def _tell(folder, port):
 
 def _watch(folder, parent):
     """End with the parent. On Windows the end of stdin tells; elsewhere a fork could hold that open."""
-    while os.getppid() == parent if os.name == "posix" else os.read(0, 1):
+    while (os.getppid() == parent) if os.name == "posix" else os.read(0, 1):
         time.sleep(0.5)
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)

@@ -34,13 +34,13 @@ def load_storms(path=DATA / "storms.csv") -> pd.DataFrame:
     for column, (low, high) in LIMITS.items():
         value = pd.to_numeric(looks(column, "number"), errors="coerce").astype(float)
         storms[column], right[column] = value.where(value.between(low, high)), f"{low} to {high}"
-    same = text.season + "-" + text.groupby(["season", "name"]).storm_id.transform("first").str[5:]
-    named = text.storm_id.eq(same) | looks("storm_id", "nameless").notna()
-    storms["storm_id"] = text.storm_id.where(named | storms.season.isna())  # then that is what is wrong
+    expected_id = text.season + "-" + text.groupby(["season", "name"]).storm_id.transform("first").str[5:]
+    named = text.storm_id.eq(expected_id) | looks("storm_id", "nameless").notna()
+    storms["storm_id"] = text.storm_id.where(named | storms.season.isna())  # which is then reported
     fits = (time.dt.year - storms.season).abs().le(1) & ~(time < time.groupby(text.storm_id).shift())
     storms["time"] = time.where(fits)
-    # NaN is what made no sense or was cut off. Only wind, pressure and diameters may be empty, for unknown.
-    wrong = (storms.isna() | text.eq("")) & ~(text.eq("") & np.isin(COLUMNS, COLUMNS[7:]))
+    unknown = text.eq("") & np.isin(COLUMNS, COLUMNS[COLUMNS.index("wind_kt"):])  # these may be left empty
+    wrong = (storms.isna() | text.eq("")) & ~unknown  # NaN: it made no sense, or the line was cut off
     for row, at in np.argwhere(wrong)[:1]:
         found, expected = text.fillna("").iat[row, at][:60], right.get(COLUMNS[at], "a text")
         raise ValueError(f"{path}, line {row + 2}: {COLUMNS[at]} is {found!r}, expected {expected}")
@@ -48,8 +48,7 @@ def load_storms(path=DATA / "storms.csv") -> pd.DataFrame:
 
 
 def synoptic(storms: pd.DataFrame) -> pd.DataFrame:
-    """Keep the records of 00, 06, 12 and 18 UTC, the first where a storm has two in one hour."""
-    # Of two in one hour the first is the six-hourly: data/README.md tells why.
+    """Keep the records of 00, 06, 12, 18 UTC; of two in one hour the first (data/README.md tells why)."""
     hour = storms.time.dt.floor("h")
     return storms[hour.dt.hour % 6 == 0].assign(time=hour).drop_duplicates(["storm_id", "time"])
 
@@ -62,7 +61,7 @@ def build_examples(storms: pd.DataFrame, with_truth=True) -> pd.DataFrame:
     24 hours later, the verification rule of the National Hurricane Center. Without `with_truth`, also those
     whose truth can't be scored by that rule, or is not known yet: `wind_kt_in_24h` is NaN there.
     """
-    records = synoptic(storms)
+    records = synoptic(storms).dropna(subset="wind_kt")  # an unknown wind is neither an input nor a truth
     now = records.loc[records.status.isin(VERIFIED), ["storm_id", "name", "season", "time", "status", *STATE]]
     earlier = records[["storm_id", "time", *STATE]].assign(time=records.time + pd.Timedelta(hours=12))
     later = now[["storm_id", "time", "wind_kt"]].assign(time=now.time - pd.Timedelta(hours=24))
@@ -76,13 +75,13 @@ def read_hurdat2(path) -> pd.DataFrame:
     Minutes are kept in `time`; -99 and -999 become NaN; a storm without a name bears its identifier.
     Raises ValueError where the file is damaged: the line, what was found there and what was expected.
     """
+    rows, storm_ids, number = [], {}, 1  # of the line that is read
     def expect(right, found, expected):
         if not right:
             raise ValueError(f"{path}, line {number}: found {found}, expected {expected}")
-    lines = Path(path).read_text("ascii", errors="replace").split("\n")  # no field may hold the sign it puts
+    texts = Path(path).read_text("ascii", errors="replace").split("\n")  # no field fits the sign that it puts
     lines = ((at, [field.strip() for field in line.strip().removesuffix(",").split(",")])
-             for at, line in enumerate(lines, 1) if line.strip())
-    rows, storm_ids, number = [], {}, 1
+             for at, line in enumerate(texts, 1) if line.strip())
     for number, fields in lines:
         header = re.fullmatch(ARCHIVE["header"], ",".join(fields))
         expect(header, repr(",".join(fields)[:60]), "the next header, such as 'AL022023, ARLENE, 15,'")

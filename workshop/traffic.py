@@ -30,7 +30,7 @@ def send(target, bodies, path="/forecast", connections=8, rate=None, seconds=0.6
     which are sent as JSON (None: a GET without one). Without `rate`, `connections` users each wait for an
     answer and ask again at once: a closed loop. With it, so many requests a second come at random moments,
     whether or not the server is ready for them: an open loop. Columns: `due_s`, when it was due;
-    `latency_ms`, from then until the whole answer was there; `status`, 0 if none came in 10 seconds;
+    `latency_ms`, from then until the whole answer was there; `status`, 0 if none came (in 10 seconds);
     `server`, its place in the list. Raises ValueError for another machine, or too much for a shared one.
     """
     urls, bodies = [_on_this_machine(one, path) for one in np.atleast_1d(target)], list(bodies)
@@ -38,7 +38,7 @@ def send(target, bodies, path="/forecast", connections=8, rate=None, seconds=0.6
         if value is not None and not 0 < value <= most:
             raise ValueError(f"{name} is {value}; it should be more than 0, and {most:,} at the most.")
     task = json.dumps([urls, bodies, connections, rate, seconds], default=float)
-    client = _waiting.pop() if _waiting else subprocess.Popen(
+    client = _waiting.pop() if _waiting and _waiting[0].poll() is None else subprocess.Popen(
         [sys.executable, "-m", "workshop.traffic"], cwd=ROOT, text=True, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, start_new_session=True)  # the interrupt button is for us
     try:
@@ -51,7 +51,7 @@ def send(target, bodies, path="/forecast", connections=8, rate=None, seconds=0.6
         client.kill()
         client.wait()
         raise
-    _waiting.append(client)
+    _waiting[:] = [client]
     asked = pd.DataFrame(json.loads(told), None, ["due_s", "latency_ms", "status", "server"], float)
     return asked.astype({"status": int, "server": int})
 
@@ -65,8 +65,7 @@ def load(target, bodies, path="/forecast", connections=8, rate=None, seconds=0.6
     """
     kind, settings = ("connections", connections) if rate is None else ("rate", rate)
     settings, rows = np.atleast_1d(settings).tolist(), []
-    steps = 10 * len(settings)
-    bar = (step for step in (IPython.display.ProgressBar(steps) if IPython.get_ipython() else range(steps)))
+    bar = map(int, IPython.display.ProgressBar(10 * len(settings)) if IPython.get_ipython() else ())
     for setting in settings:
         before_s = _cpu_s(target)
         asked = send(target, bodies, path, **{"connections": connections, kind: setting}, seconds=seconds,
