@@ -1,10 +1,15 @@
 """What several test files share."""
+import os
 import platform
 import subprocess
 from datetime import date
 from pathlib import Path
 
+import pytest
+
 from workshop import ROOT
+
+posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals, files or limits")
 
 
 def course_files():
@@ -27,12 +32,12 @@ def pytest_configure(config):
     tried.noted = config.option.markexpr == "campaign"
 
 
-def tried(what, times, lost=0):
-    """Note in CAMPAIGN.md what a long run has tried, how many times, and how many of them were lost."""
+def tried(what, times, lost=None):
+    """Note in CAMPAIGN.md what a long run has tried, how many times, and, where that can be counted, what was lost."""
     if not tried.noted:  # a sample of it, among the ordinary tests
         return
     head, line, rows = CAMPAIGN.read_text("utf-8").partition("| --- | ---: | ---: | --- |\n")
     known = {row.split(" | ")[0]: row for row in rows.splitlines()}
     when = f"{date.today():%d %B %Y}, Python {platform.python_version()}, {platform.system()}"
-    known[f"| {what}"] = f"| {what} | {times:,} | {lost:,} | {when} |"
+    known[f"| {what}"] = f"| {what} | {times:,} | {'' if lost is None else f'{lost:,}'} | {when} |"
     CAMPAIGN.write_text(head + line + "".join(f"{known[key]}\n" for key in sorted(known)), "utf-8")

@@ -21,6 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from conftest import posix
 from test_server import check_docs, eventually
 
 from workshop import ROOT, records, registry, server
@@ -37,7 +38,6 @@ SAMPLE = [{"time": f"{row.time:%Y-%m-%dT%H:%M:%SZ}", **row[list(INPUTS)]}
           for _, row in EXAMPLES.dropna().sample(300, random_state=0).iterrows()]
 for unknown in SAMPLE[::3]:
     unknown.update(pressure_hpa=None, pressure_hpa_12h_ago=None)
-posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody sees another process' files")
 
 

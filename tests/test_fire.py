@@ -34,7 +34,16 @@ def service(tmp_path_factory):
     """A server that most tests here share: what one did to it, the next would see."""
     started = Service(tmp_path_factory.mktemp("fire") / "service")
     yield started
-    started.kill()
+    try:
+        unharmed(started)
+    finally:
+        started.kill()
+
+
+def unharmed(service):
+    """It has never answered with its own fault (5xx), and printed no traceback."""
+    assert not [key for key in service.counted() if key[0] == "http_requests_total" and key[-1] >= "500"]
+    assert "Traceback" not in service.text("err")
 
 
 @contextmanager
@@ -69,8 +78,7 @@ def under_fire(service, **headers):
     assert all(logged[answer.headers["X-Request-ID"]] == 1 for answer in came)
     for file in service.logs.iterdir():
         assert all(map(json.loads, file.read_bytes().splitlines())), "a line of the log can't be read"
-    assert not [key for key in service.counted() if key[0] == "http_requests_total" and key[-1] >= "500"]
-    assert "Traceback" not in service.text("err")
+    unharmed(service)
 
 
 def request(method="GET", path="/health", *lines, body=b"", version="1.1"):

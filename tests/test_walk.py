@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -21,7 +22,7 @@ import websocket
 
 from conftest import tried
 from test_api import Browser, gone
-from test_cli import JUPYTER_AROUND_US, copy_checkout
+from test_cli import JUPYTER_AROUND_US, answers, copy_checkout
 from test_server import eventually
 
 from workshop import ROOT, registry
@@ -35,7 +36,7 @@ QUICK = {name: f"{name} in a browser" for name in ("00_start_here", "04_serve_ap
 AROUND_US = (*JUPYTER_AROUND_US, "VSCODE_PROXY_URI", "CODESPACE_NAME")
 PATIENCE = 300  # seconds for a notebook: a laptop is busy with other things, too
 HERE = ".jp-NotebookPanel:not(.lm-mod-hidden)"  # the notebook that is seen, not one in a tab behind it
-counted = dict.fromkeys(("notebooks", "requests", "elsewhere"), 0)
+counted = Counter()  # notebooks begun and ended, requests, and those of them to elsewhere
 
 # Helpers in the page. What lies behind a text may be several layers, each letting through what is below.
 HELPERS = """
@@ -166,9 +167,10 @@ class Window(Browser):
     def run_all(self, path, times=1):
         """Run All Cells, again and again; then all have run, in their order, and none has complained."""
         for time in range(times):
+            counted["begun"] += 1
             self.menu("Run", "Run All Cells")
             eventually(lambda: self.has_run(path, time), PATIENCE)
-            counted["notebooks"] += 1
+            counted["ended"] += 1
 
     def has_run(self, path, before):
         """Whether it has run once more. It is saved and read from disk: the page does not hold all cells."""
@@ -252,7 +254,9 @@ def running(command, told, **options):
     try:
         eventually(lambda: process.poll() is not None or "token=" in told.read_text(), 120)
         assert process.poll() is None, told.read_text()
-        yield process, re.search(r"http://localhost:\S+token=\w+", told.read_text())[0]
+        address = re.search(r"http://localhost:\S+token=\w+", told.read_text())[0]
+        assert answers(address)  # it tells its address before it listens there
+        yield process, address
         family = [process, *process.children(recursive=True)]
         process.send_signal(signal.SIGTERM)
         process.wait(60)
@@ -264,11 +268,11 @@ def running(command, told, **options):
 
 
 @contextmanager
-def lab(folder, **more):
+def lab(folder):
     """`python3 -m workshop lab` in a copy of the checkout."""
     course = copy_checkout(folder / "a course's folder")
     command = [sys.executable, "-m", "workshop", "lab", "--no-browser"]
-    with running(command, folder / "told", cwd=course, env=settings(folder) | more) as (_, address):
+    with running(command, folder / "told", cwd=course, env=settings(folder)) as (_, address):
         yield Place(*address.split("?token="), course)
 
 
@@ -278,42 +282,41 @@ def at_the_root(tmp_path_factory):
         yield place
 
 
-@pytest.fixture(scope="module")
-def without_proxy(tmp_path_factory):
-    """As on a Jupyter that others have installed, without jupyter-server-proxy."""
-    folder = tmp_path_factory.mktemp("bare")
-    off = {"ServerApp": {"jpserver_extensions": {"jupyter_server_proxy": False}}}
-    (folder / "jupyter_server_config.json").write_text(json.dumps(off))
-    with lab(folder, JUPYTER_CONFIG_PATH=str(folder)) as place:
+@contextmanager
+def hub(home, **more):
+    """A Jupyter as a hub starts it, with its base address and variables, and the link that `lab` prints there."""
+    env = settings(home) | {"JUPYTERHUB_SERVICE_PREFIX": "/user/learner/", "SHELL": "/bin/sh"}
+    command = [sys.executable, "-m", "jupyterlab", "--ServerApp.base_url=/user/learner/", "--no-browser",
+               "--allow-root", "--ServerApp.port=0", f"--ServerApp.root_dir={home}"]
+    env |= {"JUPYTER_CONFIG_DIR": str(home / "config")} | more
+    with running(command, home / "told", cwd=home, env=env) as (process, address):
+        url, token = address.split("lab?token=")
+        place = Place(url + "lab/tree/", token, copy_checkout(home / "a course's folder"))
+        before = process.children(recursive=True)
+        folder, python = shlex.quote(str(place.course)), shlex.quote(sys.executable)
+        printed = in_a_terminal(place, f"cd {folder}; {python} -m workshop lab; echo ended $?")
+        assert "ended 0" in printed and "put after your workspace's host" in printed, printed
+        assert "choose: Production ML workshop" in printed
+        place.start = urljoin(place.url, re.search(r"^ +(/user/learner/\S+)", printed, re.M)[1])
+        started = {one for one in process.children(recursive=True)} - {*before}
+        assert not [one.cmdline() for one in started if "jupyterlab" in " ".join(one.cmdline())]
         yield place
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """A Jupyter as a hub starts it, with its base address and variables; it does not know the course."""
-    home = tmp_path_factory.mktemp("home")
-    env = settings(home) | {"JUPYTERHUB_SERVICE_PREFIX": "/user/learner/", "SHELL": "/bin/sh"}
-    command = [sys.executable, "-m", "jupyterlab", "--ServerApp.base_url=/user/learner/", "--no-browser",
-               "--allow-root", "--ServerApp.port=8899", f"--ServerApp.root_dir={home}"]
-    env |= {"JUPYTER_CONFIG_DIR": str(home / "config")}
-    with running(command, home / "told", cwd=home, env=env) as (process, address):
-        url, token = address.split("lab?token=")
-        yield process, Place(url + "lab/tree/", token, copy_checkout(home / "a course's folder"))
+def behind_a_hub(tmp_path_factory):
+    with hub(tmp_path_factory.mktemp("home")) as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
-def behind_a_hub(hub):
-    """The course at the link that `lab` prints in that Jupyter's terminal."""
-    process, place = hub
-    before = process.children(recursive=True)
-    folder, python = shlex.quote(str(place.course)), shlex.quote(sys.executable)
-    printed = in_a_terminal(place, f"cd {folder}; {python} -m workshop lab; echo ended $?")
-    assert "ended 0" in printed and "put after your workspace's host" in printed, printed
-    assert "choose: Production ML workshop" in printed
-    place.start = urljoin(place.url, re.search(r"^ +(/user/learner/\S+)", printed, re.M)[1])
-    started = {one for one in process.children(recursive=True)} - {*before}
-    assert not [one.cmdline() for one in started if "jupyterlab" in " ".join(one.cmdline())]
-    return place
+def without_proxy(tmp_path_factory):
+    """A hub whose Jupyter others have installed, without jupyter-server-proxy."""
+    home = tmp_path_factory.mktemp("bare")
+    off = {"ServerApp": {"jpserver_extensions": {"jupyter_server_proxy": False}}}
+    (home / "jupyter_server_config.json").write_text(json.dumps(off))
+    with hub(home, JUPYTER_CONFIG_PATH=str(home)) as place:
+        yield place
 
 
 def in_a_terminal(place, line):
@@ -338,9 +341,9 @@ def window(tmp_path_factory):
     opened.call("Browser.close")
     opened.process.wait(20)
     eventually(lambda: gone(family))
-    if counted["notebooks"] < 2 * len(NOTEBOOKS):
+    if counted["begun"] < 2 * len(NOTEBOOKS):
         return  # only some of the tests were chosen: what all of them tried stays noted
-    tried("notebooks run from top to bottom in a browser", counted["notebooks"])
+    tried("notebooks run from top to bottom in a browser", counted["begun"], counted["begun"] - counted["ended"])
     tried("requests of a browser's pages; lost: to elsewhere", counted["requests"], counted["elsewhere"])
 
 

@@ -30,8 +30,7 @@ def finished(write=False):
     return PYTHON.exists() and STAMP.exists() and STAMP.read_text(encoding="utf-8") == stamp
 
 
-def call(arguments):
-    """Run the environment's Python, and tell whether it ended well."""
+def call(arguments):  # run the environment's Python; tells whether it ended well
     return subprocess.call([PYTHON] + arguments, env=ENV) == 0
 
 

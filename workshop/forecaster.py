@@ -11,7 +11,7 @@ from typing import Annotated
 
 import numpy as np
 import onnxruntime
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 FACTS = tomllib.loads(Path(__file__).with_name("forecaster.toml").read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ Latitude, Longitude, Wind, Pressure = (Annotated[float, Field(strict=True, **lim
 
 class Storm(BaseModel):
     """A storm now and 12 hours ago. Units stand in the names; a pressure may be missing (null)."""
-    model_config = ConfigDict(extra="forbid")
+    model_config = {"extra": "forbid"}
     time: Time
     latitude: Latitude
     longitude: Longitude
@@ -70,6 +70,7 @@ class Storm(BaseModel):
 
 
 INPUTS = tuple(name for name in Storm.model_fields if name != "time")  # what FEATURES are made of
+Card = create_model("Card", examples=(list[create_model("Known", name=(str, ...), storm=(Storm, ...))], ...))
 
 
 class Forecast(BaseModel):

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from workshop import ROOT, records
-from workshop.forecaster import ModelFile, Storm
+from workshop.forecaster import Card, ModelFile
 
 FILES, MOST_BYTES = ("model.onnx", "card.md", "SHA256SUMS"), 2_000_000
 
@@ -109,8 +109,8 @@ def load(version=None) -> ModelFile:
                             "saved (see SHA256SUMS there). Take it from a copy, or train and save it again.")
     try:
         model = ModelFile(files["model.onnx"])
-        [(str.title(each["name"]), Storm(**each["storm"])) for each in model.card["examples"]]  # or it fails
-    except (KeyError, TypeError, ValueError) as error:
+        Card.model_validate(model.card)
+    except ValueError as error:
         raise RegistryError(f"Version {version} can't be used: {error}.") from None
     if model.version != version:
         raise RegistryError(f"The folder {version} holds version {model.version}: name it so.")
