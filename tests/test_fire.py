@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPConnection
 from importlib import util
 
 import pytest
@@ -316,16 +317,16 @@ def test_a_head_without_end_is_given_up_at_a_million_bytes(service, piece):
 def test_a_first_line_that_never_ends_is_given_up_and_frees_its_connection(service):
     before = service.process.num_fds()
     with under_fire(service), ExitStack() as stack:
-        kept = [stack.enter_context(connect(service)) for _ in range(20)]  # sound ones, at first
+        kept = [HTTPConnection("127.0.0.1", service.port, timeout=30) for _ in range(20)]  # sound ones, at first
         for begun in [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nX: y\r\n"] * 60:
             stack.enter_context(connect(service)).sendall(begun)
         for _ in range(15):  # longer than any head may take
             for connection in kept:
-                connection.sendall(request())
-                assert connection.recv(10_000).startswith(b"HTTP/1.1 200")
+                connection.request("GET", "/health")
+                assert connection.getresponse().read()
             time.sleep(1)
         for connection in kept:
-            connection.sendall(request() + b"GET /hea")
+            stack.enter_context(connection.sock).sendall(b"GET /hea")
         eventually(lambda: service.process.num_fds() <= before + 5, seconds=60)
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import time
+import weakref
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -45,8 +46,8 @@ class Heads(HttpToolsProtocol):
         self.close_in_time()
 
     def close_in_time(self):
-        head, self.size = self.scope, 0  # each request has its own, with a method once its head is whole
-        late = lambda: self.scope is head and "method" not in (head or ()) and self.transport.close()
+        head, me, self.size = self.scope, weakref.ref(self), 0  # a scope has a method once its head is whole
+        late = lambda: me() and me().scope is head and "method" not in (head or ()) and me().transport.close()
         self.loop.call_later(MOST_SECONDS, late)
 
     def data_received(self, data):

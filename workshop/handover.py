@@ -61,7 +61,7 @@ def facts(model: IntervalModel, examples: pd.DataFrame, version: str) -> dict:
 
 
 def to_onnx(model: IntervalModel, card: dict) -> bytes:
-    """Return the file: a graph, `features`, float32 (n, 9), in, `wind_kt`, (n, 3), out; its card.
+    """Return the file: an ONNX graph, (n, 9) `features` in, (n, 3) `wind_kt` out, `card` in its metadata.
 
     The model's own thresholds are rounded down to float32, as the file's are: no float32 changes sides.
     """

@@ -1,7 +1,6 @@
 """Records that outlive a crash: files of JSON Lines that are only ever added to, and their reader."""
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -51,7 +50,7 @@ class Writer:
         """Add the lines, all or none. Raises OSError where that fails: disk full, folder not writable."""
         if self._file is None or os.fstat(self._file.fileno()).st_nlink == 0:  # somebody has deleted it
             self._folder.mkdir(parents=True, exist_ok=True)
-            name = f"{self._name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}.jsonl"
+            name = f"{self._name}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}.jsonl"
             self._file = open(self._folder / name, "xb", buffering=0)  # which closes a deleted one
         written = self._file.write(lines)
         if written < len(lines):
