@@ -11,7 +11,8 @@ from typing import Annotated
 
 import numpy as np
 import onnxruntime
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, create_model, model_validator
+from pydantic import (AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, create_model,
+                      model_validator)
 from pydantic_core import PydanticCustomError
 
 FACTS = tomllib.loads(Path(__file__).with_name("forecaster.toml").read_text(encoding="utf-8"))
@@ -42,7 +43,7 @@ Latitude, Longitude, Wind, Pressure = (Annotated[float, Field(strict=True, **lim
 
 class Storm(BaseModel):
     """A storm now and 12 hours ago. Units stand in the names; a pressure may be missing (null)."""
-    model_config = {"extra": "forbid"}
+    model_config = ConfigDict(extra="forbid")
     time: Time
     latitude: Latitude
     longitude: Longitude

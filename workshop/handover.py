@@ -44,9 +44,8 @@ def facts(model: IntervalModel, examples: pd.DataFrame, version: str) -> dict:
     """Return the card: all that the file, the text and the API say of the model, ready for JSON."""
     first, last = model.seasons
     known, later = examples[examples.season.between(first, last)], examples[examples.season > last]
-    few = examples.set_index(["storm_id", "time"], drop=False)
-    few = few.reindex(list(ARCHIVE["shown"].items())).dropna(subset="wind_kt_in_24h")
-    few = examples.dropna().nlargest(2, "wind_kt") if few.empty else few
+    few = examples.set_index(["storm_id", "time"], drop=False).reindex(list(ARCHIVE["shown"].items()))
+    few = few if few.wind_kt_in_24h.any() else examples.dropna().nlargest(2, "wind_kt")
     return {
         "version": version,
         "answers": "maximum sustained wind in 24 hours, knots: low, middle, high; low to high is 80 %",
@@ -57,7 +56,7 @@ def facts(model: IntervalModel, examples: pd.DataFrame, version: str) -> dict:
         "examples": [{"name": f"{row['name']}, {row.season:.0f}{' (trained on)' * (row.season <= last)}",
                       "storm": {"time": f"{row.time:%Y-%m-%dT%H:%M:%SZ}", **row[list(INPUTS)]},
                       "wind_kt_in_24h": row.wind_kt_in_24h}
-                     for _, row in few.iterrows()]}
+                     for _, row in few.dropna(subset="wind_kt_in_24h").iterrows()]}
 
 
 def to_onnx(model: IntervalModel, card: dict) -> bytes:
