@@ -33,7 +33,7 @@ def pytest_configure(config):
 
 
 def tried(what, times, lost=None):
-    """Note in CAMPAIGN.md what a long run has tried, how many times, and, where that can be counted, what was lost."""
+    """Note in CAMPAIGN.md what a long run has tried, how often, and how many were lost, if that can be counted."""
     if not tried.noted:  # a sample of it, among the ordinary tests
         return
     head, line, rows = CAMPAIGN.read_text("utf-8").partition("| --- | ---: | ---: | --- |\n")

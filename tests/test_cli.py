@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import nbformat
@@ -96,8 +96,9 @@ import fcntl, os, socket, struct, sys
 name, flags = 0x8914, struct.pack("16sh14x", b"lo", 1)
 fcntl.ioctl(socket.socket(), name, flags)
 os.execv(sys.argv[1], sys.argv[1:])"""
-no_network = pytest.mark.skipif(not shutil.which("unshare") or subprocess.run([*NOTHING, "true"], stderr=-3).returncode,
-                                reason="needs a network namespace of its own")
+no_network = pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*NOTHING, "true"], stderr=subprocess.DEVNULL).returncode,
+    reason="needs a network namespace of its own")
 
 
 def test_a_wrong_verb_is_refused_and_the_verbs_are_named(checkout, surroundings):
@@ -172,8 +173,9 @@ def row_of(name, told):
 
 
 def test_the_doctor_tells_whether_a_server_finds_its_port(checkout, surroundings):
-    told = workshop(checkout, "doctor", env=surroundings).stdout
-    with suppress(OSError), socket.create_server(("127.0.0.1", 8000)):  # where somebody else has it: as well
+    with ExitStack() as stack:
+        with suppress(OSError):  # if somebody else has it, all the better
+            stack.enter_context(socket.create_server(("127.0.0.1", 8000)))
         told = workshop(checkout, "doctor", env=surroundings).stdout
     assert row_of("Ports", told)[:2] == ("ok", "8000 is taken: a server uses another one")
 

@@ -30,7 +30,7 @@ def hand_over(command, env=None):
 
 
 def put_kernel():
-    """Describe this interpreter as the course's kernel: quiet, its history not on a disk that may hang."""
+    """Describe this interpreter as the course's kernel, quiet, its history in memory; return where."""
     from ipykernel.kernelspec import write_kernel_spec
     from jupyter_core.paths import jupyter_data_dir
     folder = Path(jupyter_data_dir(), "kernels", KERNEL)
